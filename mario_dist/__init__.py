@@ -1,0 +1,1 @@
+"""Distributed actor-learner reinforcement learning for Super Mario Bros."""

@@ -1,0 +1,29 @@
+"""The measured peers: Stable-Baselines3 and RLlib on the same level, picture, network and PPO settings.
+
+They run on the environment stack that their users have (``gym_stack``), in processes of their own. Nothing
+here imports a peer: ``run_peer`` works, and says what is missing, where the dev group is not installed.
+"""
+
+import importlib.util
+
+from mario_dist.bench.peers.process import run_in_child
+from mario_dist.bench.peers.settings import PeerResult, PeerSettings
+from mario_dist.errors import UserError
+
+PEERS = {"sb3": "stable_baselines3", "rllib": "ray"}
+"""The package that each peer needs."""
+
+__all__ = ["PEERS", "PeerResult", "PeerSettings", "run_peer"]
+
+
+def run_peer(name: str, settings: PeerSettings, timeout_s: float = 1800.0) -> PeerResult:
+    """Measure the peer ``name`` (a key of ``PEERS``) in a fresh process.
+
+    Raises ``UserError`` where there is no such peer, its package is not installed, it fails or it takes
+    longer than ``timeout_s``.
+    """
+    if name not in PEERS:
+        raise UserError(f"there is no peer {name!r}; peers are {', '.join(PEERS)}")
+    if importlib.util.find_spec(PEERS[name]) is None:
+        raise UserError(f"the peer {name} needs {PEERS[name]}; install the dev group: uv sync")
+    return run_in_child(f"{__name__}.{name}", settings, timeout_s)

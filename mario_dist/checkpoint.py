@@ -1,0 +1,141 @@
+"""A run's state on disk: written whole or not at all, and checked before it is believed.
+
+A checkpoint is a directory ``step-<agent steps>`` with arrays.safetensors, meta.json and, written last,
+manifest.json with the size and SHA-256 of the others. It is built beside its place, synced and renamed.
+Nothing is pickled.
+"""
+
+import hashlib
+import json
+import os
+import shutil
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from safetensors import SafetensorError
+from safetensors.numpy import load_file, save
+
+from mario_dist.types import Arrays
+
+FORMAT = 1
+_PREFIX = "step-"
+_TEMPORARY = ".writing-"
+
+
+class CheckpointError(Exception):
+    """A checkpoint that must not be used; the text says which and why."""
+
+
+@dataclass(frozen=True, slots=True)
+class TrainState:
+    """Everything that a run needs to go on: named arrays, and JSON-able counters, ids and configuration."""
+
+    arrays: Arrays
+    meta: Mapping[str, Any]
+
+
+def save_checkpoint(directory: Path, agent_steps: int, state: TrainState) -> Path:
+    """Write ``directory/step-<agent_steps>``. An existing one of that name is replaced."""
+    directory.mkdir(parents=True, exist_ok=True)
+    final = directory / f"{_PREFIX}{agent_steps:012d}"
+    temporary = directory / f"{_TEMPORARY}{final.name}"
+    shutil.rmtree(temporary, ignore_errors=True)
+    temporary.mkdir()
+    files = {
+        # safetensors writes the memory as it lies: strided arrays must be made contiguous first.
+        "arrays.safetensors": save({k: np.asarray(v, order="C") for k, v in state.arrays.items()}),
+        "meta.json": json.dumps(state.meta, indent=1).encode(),
+    }
+    manifest = {
+        "format": FORMAT,
+        "agent_steps": agent_steps,
+        "files": {name: _digest(content) for name, content in files.items()},
+    }
+    for name, content in {**files, "manifest.json": json.dumps(manifest, indent=1).encode()}.items():
+        _write_synced(temporary / name, content)
+    _sync_directory(temporary)
+    shutil.rmtree(final, ignore_errors=True)
+    temporary.rename(final)
+    _sync_directory(directory)
+    return final
+
+
+def load_checkpoint(path: Path) -> TrainState:
+    """Read a checkpoint after checking every byte of it. Raises ``CheckpointError`` by name."""
+    try:
+        manifest = json.loads((path / "manifest.json").read_bytes())
+    except FileNotFoundError:
+        raise CheckpointError(f"{path} is not a checkpoint: it has no manifest.json") from None
+    except (OSError, ValueError) as error:
+        raise CheckpointError(f"{path} is damaged: cannot read manifest.json ({error})") from error
+    if not isinstance(manifest, dict) or manifest.get("format") != FORMAT:
+        raise CheckpointError(f"{path} is not a checkpoint of this version of mario-dist")
+    for name in ("arrays.safetensors", "meta.json"):
+        try:
+            content = (path / name).read_bytes()
+        except OSError as error:
+            raise CheckpointError(f"{path} is damaged: cannot read {name} ({error.strerror})") from error
+        if _digest(content) != manifest.get("files", {}).get(name):
+            raise CheckpointError(f"{path} is damaged: {name} is not what was written")
+    try:
+        arrays: Arrays = load_file(path / "arrays.safetensors")
+        meta = json.loads((path / "meta.json").read_bytes())
+    except (SafetensorError, ValueError) as error:
+        raise CheckpointError(f"{path} is damaged: {error}") from error
+    return TrainState(arrays, meta)
+
+
+def list_checkpoints(directory: Path) -> list[Path]:
+    """The complete or damaged (never the half-written) checkpoints in ``directory``, newest first."""
+    return sorted(directory.glob(f"{_PREFIX}*"), reverse=True)
+
+
+def prune(directory: Path, keep: int) -> None:
+    """Remove all but the ``keep`` newest checkpoints and the best one, and what a crash left half-written."""
+    best = best_checkpoint(directory)
+    for path in list_checkpoints(directory)[keep:]:
+        if path != best:
+            shutil.rmtree(path)
+    for path in directory.glob(f"{_TEMPORARY}*"):
+        shutil.rmtree(path, ignore_errors=True)
+
+
+def mark_best(directory: Path, checkpoint: Path, evaluation: Mapping[str, Any]) -> None:
+    """Point at the best checkpoint so far, atomically."""
+    temporary = directory / f"{_TEMPORARY}best.json"
+    content = json.dumps({"checkpoint": checkpoint.name, "evaluation": evaluation}, indent=1)
+    _write_synced(temporary, content.encode())
+    temporary.rename(directory / "best.json")
+    _sync_directory(directory)
+
+
+def best_checkpoint(directory: Path) -> Path | None:
+    """The checkpoint that ``mark_best`` named, if it is there."""
+    try:
+        name = json.loads((directory / "best.json").read_text())["checkpoint"]
+    except (OSError, ValueError, KeyError, TypeError):
+        return None
+    path = directory / str(name)
+    return path if path.is_dir() else None
+
+
+def _digest(content: bytes) -> dict[str, Any]:
+    return {"bytes": len(content), "sha256": hashlib.sha256(content).hexdigest()}
+
+
+def _write_synced(path: Path, content: bytes) -> None:
+    with path.open("wb") as file:
+        file.write(content)
+        file.flush()
+        os.fsync(file.fileno())
+
+
+def _sync_directory(path: Path) -> None:
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)

@@ -1,0 +1,135 @@
+"""mario-dist bench rollout | learner | train"""
+
+import json
+from collections.abc import Mapping, Sequence
+from typing import Annotated, Any
+
+import typer
+from rich.console import Console
+from rich.table import Table
+
+bench_app = typer.Typer(no_args_is_help=True, help="Measure this machine, and the peers on the same work.")
+
+ConfigArguments = Annotated[
+    list[str] | None, typer.Argument(metavar="[CONFIG] [KEY=VALUE]...", help="As for train.")
+]
+Json = Annotated[bool, typer.Option("--json", help="Print one JSON document.")]
+
+
+@bench_app.command()
+def rollout(
+    arguments: ConfigArguments = None,
+    lanes: Annotated[str, typer.Option(help="Lane counts to measure.")] = "1,8,16",
+    threads: Annotated[str | None, typer.Option(help="Thread counts; by default 1 and all.")] = None,
+    unrolls: Annotated[int, typer.Option(min=1, help="Measured unrolls of each pair.")] = 3,
+    as_json: Json = False,
+) -> None:
+    """Agent steps per second of environment and policy, without learning.
+
+    Example: mario-dist bench rollout --lanes 1,8,16 rollout.unroll_length=64
+    """
+    from mario_dist.bench.rollout import bench_rollout
+    from mario_dist.cli.config import read_config
+
+    document = bench_rollout(
+        read_config(arguments or []), _counts(lanes, "--lanes"), _threads(threads), unrolls
+    )
+    _show(document, ("lanes", "threads", "agent_steps_per_s", "frames_per_s"), as_json)
+
+
+@bench_app.command()
+def learner(
+    arguments: ConfigArguments = None,
+    threads: Annotated[str | None, typer.Option(help="Thread counts; by default 1 and all.")] = None,
+    steps: Annotated[int, typer.Option(min=1, help="Measured learner steps of each count.")] = 3,
+    as_json: Json = False,
+) -> None:
+    """Samples per second of the learner on a real unroll.
+
+    Example: mario-dist bench learner network.torso=nature network.hidden=512
+    """
+    from mario_dist.bench.learner import bench_learner
+    from mario_dist.cli.config import read_config
+
+    document = bench_learner(read_config(arguments or []), _threads(threads), steps)
+    _show(document, ("threads", "device", "samples_per_s", "agent_steps_per_s"), as_json)
+
+
+@bench_app.command()
+def train(
+    vs: Annotated[str, typer.Option(help="Peers to measure beside: sb3, rllib, or both.")] = "",
+    envs: Annotated[int, typer.Option(min=1)] = 8,
+    steps: Annotated[int, typer.Option(min=1, help="Agent steps of each environment per iteration.")] = 128,
+    iterations: Annotated[int, typer.Option(min=1, help="Measured iterations, after one warm-up.")] = 3,
+    level: str = "1-1",
+    as_json: Json = False,
+) -> None:
+    """Agent steps per second of the whole PPO loop, beside the peers on the same settings.
+
+    Example: mario-dist bench train --vs sb3,rllib --json
+    """
+    from mario_dist.bench.peers import PEERS, PeerSettings
+    from mario_dist.bench.train import OURS, bench_train
+    from mario_dist.errors import UserError
+
+    peers = [name for name in vs.split(",") if name]
+    for name in peers:
+        if name not in PEERS:
+            raise typer.BadParameter(f"there is no peer {name!r}; peers are {', '.join(PEERS)}")
+    try:
+        settings = PeerSettings(
+            level=level, n_envs=envs, n_steps=steps, minibatch=min(256, envs * steps), iterations=iterations
+        )
+    except ValueError as error:
+        raise UserError(str(error)) from error
+    document = bench_train(settings, peers, lambda text: typer.echo(text, err=True))
+    if as_json:
+        print(json.dumps(document))
+        return
+    _print_machine(document)
+    table = Table("", "agent steps/s", "ours / theirs", "rollout s", "learn s", box=None)
+    for name in (OURS, *peers):
+        result = document[name]
+        ratio = f"{document['ratio'][name]:.2f}" if name in document["ratio"] else ""
+        seconds = result["seconds"]
+        table.add_row(
+            name,
+            f"{result['agent_steps_per_s']:.0f}",
+            ratio,
+            f"{seconds['rollout']:.2f}",
+            f"{seconds['learn']:.2f}",
+        )
+    Console().print(table)
+
+
+def _threads(text: str | None) -> list[int]:
+    from mario_dist import machine
+
+    return _counts(text, "--threads") if text else sorted({1, machine.cores()})
+
+
+def _counts(text: str, option: str) -> list[int]:
+    try:
+        counts = [int(part) for part in text.split(",")]
+    except ValueError:
+        counts = []
+    if not counts or min(counts) < 1:
+        raise typer.BadParameter(f"{option} takes counts such as 1,8,16, not {text!r}")
+    return counts
+
+
+def _show(document: Mapping[str, Any], columns: Sequence[str], as_json: bool) -> None:
+    if as_json:
+        print(json.dumps(document))
+        return
+    _print_machine(document)
+    table = Table(*columns, box=None)
+    for row in document["rows"]:
+        table.add_row(*(f"{row[c]:,.0f}" if isinstance(row[c], float) else str(row[c]) for c in columns))
+    Console().print(table)
+
+
+def _print_machine(document: Mapping[str, Any]) -> None:
+    machine = document["machine"]
+    gpus = machine["gpus"] or "none"
+    print(f"{machine['cpu']}, {machine['cores']} cores, {machine['memory_gib']} GiB, GPUs: {gpus}")

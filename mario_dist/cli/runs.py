@@ -1,0 +1,94 @@
+"""mario-dist runs list | show"""
+
+import dataclasses
+import json
+import sys
+from datetime import datetime
+from typing import Annotated
+
+import typer
+from rich.console import Console
+from rich.table import Table
+
+from mario_dist.errors import UserError
+
+runs_app = typer.Typer(no_args_is_help=True, help="What was trained.")
+
+
+@runs_app.command("list")
+def list_command(
+    limit: Annotated[int, typer.Option(min=1, help="At most this many, the newest first.")] = 20,
+    as_json: Annotated[bool, typer.Option("--json", help="Print one JSON document.")] = False,
+) -> None:
+    """The runs of this run store, the newest first.
+
+    Example: mario-dist runs list --limit 5
+    """
+    from mario_dist.store import RunStore, default_url
+
+    with RunStore(default_url()) as store:
+        runs = store.list_runs(limit)
+    if as_json:
+        print(json.dumps([dataclasses.asdict(run) for run in runs], default=_plain))
+        return
+    if not runs:
+        raise UserError("there is no run yet; make one with mario-dist train")
+    table = Table("id", "status", "level", "algo", "agent steps", "seed", "started", box=None)
+    table.columns[0].no_wrap = True  # an id is there to be copied
+    for run in runs:
+        steps = f"{run.agent_steps:,} / {run.total_steps:,}"
+        started = f"{run.created_at.astimezone():%Y-%m-%d %H:%M}"
+        table.add_row(run.id, run.status, run.level, run.algo, steps, str(run.seed), started)
+    Console(width=None if sys.stdout.isatty() else 160).print(table)
+
+
+@runs_app.command("show")
+def show_command(
+    run: Annotated[str, typer.Argument(help="A run's id, a unique beginning of it, or 'latest'.")],
+    as_json: Annotated[bool, typer.Option("--json", help="Print one JSON document.")] = False,
+) -> None:
+    """One run: its state, its episodes and its checkpoints.
+
+    Example: mario-dist runs show latest
+    """
+    from mario_dist.store import RunStore, default_url
+
+    with RunStore(default_url()) as store:
+        row = store.get_run(run)
+        summary = store.episode_summary(row.id)
+        checkpoints = store.checkpoints(row.id)
+    if as_json:
+        document = {
+            **dataclasses.asdict(row),
+            "episodes": summary,
+            "checkpoints": [dataclasses.asdict(checkpoint) for checkpoint in checkpoints],
+        }
+        print(json.dumps(document, default=_plain))
+        return
+    commit = f"{row.git_commit or 'unknown'}{' (with changes)' if row.git_dirty else ''}"
+    print(f"run          {row.id}")
+    print(f"status       {row.status} at {row.agent_steps:,} of {row.total_steps:,} agent steps")
+    print(f"what         {row.algo} on {row.level}, seed {row.seed}, commit {commit}")
+    print(f"directory    {row.directory}")
+    print(f"mlflow run   {row.mlflow_run_id or 'none'}")
+    cleared = f"cleared {summary['flags']:,}"
+    print(f"episodes     {summary['count']:,}, {cleared}, best x {_number(summary['best_x'])}")
+    print(
+        f"last 100     mean x {_number(summary['mean_x_last_100'])},"
+        f" mean return {_number(summary['mean_return_last_100'])}"
+    )
+    for checkpoint in checkpoints:
+        rate = checkpoint.evaluation["clear_rate"] if checkpoint.evaluation else None
+        judged = f"  cleared {rate:.0%}" if rate is not None else ""
+        print(f"  {checkpoint.kind:6} {checkpoint.agent_steps:>12,}  {checkpoint.path}{judged}")
+
+
+def _number(value: float | None) -> str:
+    return "none" if value is None else f"{value:.1f}"
+
+
+def _plain(value: object) -> str:
+    """JSON for what its encoder does not know: points in time."""
+    if isinstance(value, datetime):
+        return value.isoformat()
+    raise TypeError(f"{type(value).__name__} is not JSON")

@@ -1,0 +1,99 @@
+"""TARGETs: from what a person names to a checkpoint, and to the policy in it."""
+
+from pathlib import Path
+
+import torch
+
+from mario_dist import config as configuration
+from mario_dist.checkpoint import (
+    CheckpointError,
+    TrainState,
+    best_checkpoint,
+    list_checkpoints,
+    load_checkpoint,
+)
+from mario_dist.cli.config import read_config
+from mario_dist.config import RunConfig
+from mario_dist.errors import UserError
+from mario_dist.nets import ActorCritic
+from mario_dist.paths import runs_dir
+from mario_dist.store import RunStore, default_url
+
+
+def run_directory(ref: str) -> Path:
+    """The directory of a run: by path, by id or by a unique beginning of its id.
+
+    Raises ``UserError`` where there is no such run.
+    """
+    path = Path(ref)
+    if (path / "checkpoints").is_dir():
+        return path
+    with RunStore(default_url()) as store:
+        run = store.get_run(ref)
+    # The row remembers where the run was made; the whole runs folder may have been moved since.
+    return next((d for d in (Path(run.directory), runs_dir() / run.id) if d.is_dir()), Path(run.directory))
+
+
+def find_checkpoint(target: str) -> Path:
+    """The checkpoint of a TARGET: its path, or a run's best one, or its newest.
+
+    Raises ``UserError`` where the run or its checkpoints are not there.
+    """
+    path = Path(target)
+    if (path / "manifest.json").is_file() or path.name.startswith("step-"):
+        return path
+    checkpoints = run_directory(target) / "checkpoints"
+    found = best_checkpoint(checkpoints) or next(iter(list_checkpoints(checkpoints)), None)
+    if found is None:
+        raise UserError(f"{target} has no checkpoint yet")
+    return found
+
+
+RANDOM = "baseline:random"
+"""The TARGET of a policy that presses every action of the default configuration equally often."""
+
+
+def load_policy(target: str) -> tuple[ActorCritic, RunConfig, str]:
+    """The network of a TARGET, its run's configuration, and where it came from.
+
+    Raises ``UserError`` where it can't be found, read or does not fit its own configuration.
+    """
+    from mario_dist.system.build import make_network
+    from mario_dist.system.run import check_network
+
+    if target == RANDOM:
+        config = read_config([])
+        network = make_network(config)
+        with torch.no_grad():
+            for parameter in network.policy.parameters():
+                parameter.zero_()
+        return network.eval(), config, RANDOM
+    path = find_checkpoint(target)
+    try:
+        state = load_checkpoint(path)
+    except CheckpointError as error:
+        raise UserError(str(error)) from error
+    config = configuration.parse(state.meta["config"])
+    network = make_network(config)
+    check_network(network, state)
+    return network.eval(), config, str(path)
+
+
+def resume_state(ref: str) -> TrainState:
+    """The newest state of a run, or the one at a checkpoint's path.
+
+    Raises ``UserError`` where it is damaged, naming it and the one before it.
+    """
+    path = Path(ref)
+    if (path / "manifest.json").is_file() or path.name.startswith("step-"):
+        candidates = [path, *(p for p in list_checkpoints(path.parent) if p.name < path.name)]
+    else:
+        candidates = list_checkpoints(run_directory(ref) / "checkpoints")
+    if not candidates:
+        raise UserError(f"{ref} has no checkpoint to resume from; start it anew with mario-dist train")
+    newest, *older = candidates
+    try:
+        return load_checkpoint(newest)
+    except CheckpointError as error:
+        offer = f"; the one before it: mario-dist train --resume {older[0]}" if older else ""
+        raise UserError(f"{error}{offer}") from error

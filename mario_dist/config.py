@@ -1,0 +1,216 @@
+"""One frozen tree that says what a run is: ``load`` reads it, ``dump`` writes it as resolved.
+
+The rooms' own configurations are plain frozen dataclasses, so that the learner's rooms need nothing but
+PyTorch and NumPy; pydantic stands at the door, here, and refuses wrong types and unknown keys.
+"""
+
+import copy
+import dataclasses
+import difflib
+import typing
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, ClassVar, Literal
+
+import yaml
+from pydantic import ConfigDict, TypeAdapter, ValidationError
+
+from mario_dist.algos.ppo import PPOConfig
+from mario_dist.env.config import EnvConfig
+from mario_dist.errors import UserError
+from mario_dist.nets.config import NetworkConfig
+
+
+@dataclass(frozen=True, slots=True)
+class RolloutConfig:
+    """How experience is made. 0 lets the machine decide.
+
+    actors: rollout actors; lanes: emulators in each of them. See ``system.plan`` for what auto means.
+    unroll_length: agent steps of each lane between two learner steps.
+    threads: emulation threads in each actor.
+    """
+
+    actors: int = 0
+    lanes: int = 0
+    unroll_length: int = 128
+    threads: int = 0
+
+    def __post_init__(self) -> None:
+        if min(self.actors, self.lanes, self.threads) < 0 or self.unroll_length < 1:
+            raise ValueError("actors, lanes and threads must not be negative, unroll_length at least 1")
+
+
+@dataclass(frozen=True, slots=True)
+class LearnerConfig:
+    """Where and how the learner computes.
+
+    device: auto takes CUDA, then MPS, then the CPU. threads: PyTorch's CPU threads, 0 for the machine's.
+    precision: auto is bfloat16 on CUDA devices that support it, float32 elsewhere.
+    compile: torch.compile the network's forward and backward (worth it on GPUs).
+    """
+
+    device: Literal["auto", "cpu", "cuda", "mps"] = "auto"
+    threads: int = 0
+    precision: Literal["auto", "float32", "bfloat16"] = "auto"
+    compile: bool = False
+
+    def __post_init__(self) -> None:
+        if self.threads < 0:
+            raise ValueError("threads must not be negative")
+
+
+@dataclass(frozen=True, slots=True)
+class SystemConfig:
+    """Which driver runs the topology.
+
+    driver: ``local`` is one process, exactly reproducible; ``ray`` is rollout actors, a queue and a
+    learner actor; ``auto`` takes local on small machines and Ray on larger ones or when --address is given.
+    max_policy_lag: 0 collects and learns in turn; 1 collects the next unrolls while learning (Ray only).
+    max_restarts: how often a rollout actor that died is replaced before the run stops.
+    dashboard_port: where Ray's dashboard listens when this run starts Ray; null for no dashboard.
+    """
+
+    driver: Literal["auto", "local", "ray"] = "auto"
+    max_policy_lag: Literal[0, 1] = 0
+    max_restarts: int = 100
+    dashboard_port: int | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class CheckpointConfig:
+    """every_steps: agent steps between checkpoints; a stop always writes one. keep: newest ones kept."""
+
+    every_steps: int = 50_000
+    keep: int = 3
+
+    def __post_init__(self) -> None:
+        if self.every_steps < 1 or self.keep < 2:
+            raise ValueError("every_steps must be at least 1 and keep at least 2")
+
+
+@dataclass(frozen=True, slots=True)
+class EvaluationConfig:
+    """The evaluations during training, which choose the best checkpoint.
+
+    every_steps: agent steps between them; 0 for none. Their lanes, seeds and no-op starts are their own.
+    """
+
+    every_steps: int = 100_000
+    episodes: int = 10
+    noop_max: int = 30
+    seed: int = 1_000_003
+    greedy: bool = False
+
+    def __post_init__(self) -> None:
+        if self.every_steps < 0 or self.episodes < 1 or self.noop_max < 0:
+            raise ValueError("every_steps and noop_max must not be negative, episodes at least 1")
+
+
+@dataclass(frozen=True, slots=True)
+class RunConfig:
+    """A training run. ``total_steps`` counts agent steps over all lanes."""
+
+    __pydantic_config__: ClassVar[ConfigDict] = ConfigDict(extra="forbid")
+
+    name: str = "run"
+    seed: int = 0
+    total_steps: int = 2_000_000
+    env: EnvConfig = field(default_factory=EnvConfig)
+    network: NetworkConfig = field(default_factory=NetworkConfig)
+    algo: PPOConfig = field(default_factory=PPOConfig)
+    rollout: RolloutConfig = field(default_factory=RolloutConfig)
+    learner: LearnerConfig = field(default_factory=LearnerConfig)
+    system: SystemConfig = field(default_factory=SystemConfig)
+    checkpoint: CheckpointConfig = field(default_factory=CheckpointConfig)
+    evaluation: EvaluationConfig = field(default_factory=EvaluationConfig)
+
+    def __post_init__(self) -> None:
+        if self.total_steps < 1 or self.seed < 0:
+            raise ValueError("total_steps must be at least 1 and seed not negative")
+
+
+_ADAPTER = TypeAdapter(RunConfig)
+
+
+def parse(tree: Mapping[str, Any]) -> RunConfig:
+    """Validate a plain tree. Raises ``UserError`` with one line that names every bad key."""
+    try:
+        return _ADAPTER.validate_python(tree)
+    except ValidationError as error:
+        raise UserError("; ".join(_explain(e["loc"], e["type"], e["msg"]) for e in error.errors())) from error
+
+
+def to_tree(config: RunConfig) -> dict[str, Any]:
+    """The whole resolved tree as JSON-able values."""
+    tree: dict[str, Any] = _ADAPTER.dump_python(config, mode="json")
+    return tree
+
+
+def load(path: Path, overrides: Iterable[str] = ()) -> RunConfig:
+    """Read a YAML file and apply dotted overrides such as ``algo.gamma=0.95``.
+
+    Raises ``UserError`` where the file is missing, is not YAML or does not fit ``RunConfig``.
+    """
+    try:
+        tree = yaml.safe_load(path.read_text())
+    except FileNotFoundError:
+        raise UserError(f"there is no configuration file {path}") from None
+    except OSError as error:
+        raise UserError(f"cannot read {path}: {error.strerror}") from error
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise UserError(f"{path} is not valid YAML: {' '.join(str(error).split())}") from error
+    if not isinstance(tree, dict):
+        raise UserError(f"{path} must hold keys and values, such as 'seed: 0'")
+    return override(tree, overrides)
+
+
+def override(tree: Mapping[str, Any], overrides: Iterable[str]) -> RunConfig:
+    """``tree`` with dotted overrides such as ``algo.gamma=0.95``, validated.
+
+    Raises ``UserError`` where an override cannot be read or the result does not fit ``RunConfig``.
+    """
+    result = copy.deepcopy(dict(tree))
+    for text in overrides:
+        key, separator, value = text.partition("=")
+        if not separator or not key:
+            raise UserError(f"{text!r} is not an override; write key=value, such as algo.gamma=0.95")
+        node: Any = result
+        *parents, leaf = key.split(".")
+        for parent in parents:
+            node = node.setdefault(parent, {})
+            if not isinstance(node, dict):
+                raise UserError(f"{text!r}: {parent} is a value, not a group of keys")
+        try:
+            node[leaf] = yaml.safe_load(value)
+        except yaml.YAMLError:
+            raise UserError(f"{text!r}: cannot read the value {value!r}") from None
+    return parse(result)
+
+
+def dump(config: RunConfig) -> str:
+    """The whole resolved tree as YAML that ``load`` reads back."""
+    return yaml.safe_dump(to_tree(config), sort_keys=False)
+
+
+def _explain(loc: tuple[int | str, ...], kind: str, message: str) -> str:
+    """One clause for one validation error, with the nearest valid key where the key is unknown."""
+    path = ".".join(str(part) for part in loc)
+    if kind == "unexpected_keyword_argument":
+        known = _keys_at(loc[:-1])
+        near = difflib.get_close_matches(str(loc[-1]), known, n=1)
+        hint = f"did you mean {near[0]}?" if near else f"valid keys: {', '.join(known)}"
+        return f"unknown key {path}; {hint}"
+    text = message.removeprefix("Value error, ")
+    text = text[:1].lower() + text[1:]
+    return f"{path}: {text}" if path else text
+
+
+def _keys_at(loc: tuple[int | str, ...]) -> list[str]:
+    """The field names of the configuration group at ``loc``."""
+    node: type = RunConfig
+    for part in loc:
+        hint = typing.get_type_hints(node).get(str(part))
+        if dataclasses.is_dataclass(hint) and isinstance(hint, type):
+            node = hint
+    return [f.name for f in dataclasses.fields(node)]

@@ -1,0 +1,52 @@
+"""What an environment is made of, as configuration."""
+
+from dataclasses import dataclass
+from typing import Literal
+
+from mario_dist.env.actions import action_set
+
+LEVELS = tuple(f"{world}-{stage}" for world in range(1, 9) for stage in range(1, 5))
+"""The 32 levels of Super Mario Bros., as ``world-stage``."""
+
+
+@dataclass(frozen=True, slots=True)
+class EnvConfig:
+    """One lane's game, observation, reward and ends. Lengths are in agent steps unless named otherwise.
+
+    actions: a preset (RIGHT_ONLY, SIMPLE, COMPLEX) or a list of button lists, e.g. [[right], [right, A]].
+    hud_rows: rows of the 240-row picture that are blackened before it is resized.
+    noop_max: each episode starts after 0..noop_max random no-op emulator frames.
+    sticky: probability that an action repeats the one before it (Machado et al. 2018).
+    stall_steps: steps without a new best x after which the episode ends as ``stall``; 0 turns it off.
+    max_steps: steps after which the episode is truncated; 0 turns it off.
+    """
+
+    kind: Literal["mario", "probe"] = "mario"
+    levels: tuple[str, ...] = ("1-1",)
+    actions: str | tuple[tuple[str, ...], ...] = "SIMPLE"
+    reward: Literal["native", "progress", "shaped", "clipped"] = "progress"
+    frame_skip: int = 4
+    frame_size: tuple[int, int] = (84, 84)
+    frame_stack: int = 4
+    hud_rows: int = 32
+    noop_max: int = 30
+    sticky: float = 0.0
+    stall_steps: int = 300
+    max_steps: int = 4500
+    emulator: Literal["auto", "nes-py"] = "auto"
+
+    def __post_init__(self) -> None:
+        for level in self.levels:
+            if level not in LEVELS:
+                raise ValueError(f"there is no level {level!r}; levels are 1-1 to 8-4")
+        if not self.levels:
+            raise ValueError("levels is empty; name at least one, such as 1-1")
+        if min(self.frame_skip, self.frame_stack, *self.frame_size) < 1:
+            raise ValueError("frame_skip, frame_stack and frame_size must be at least 1")
+        if not 0 <= self.hud_rows < 240:
+            raise ValueError("hud_rows must be in 0..239")
+        if not 0.0 <= self.sticky < 1.0:
+            raise ValueError("sticky must be in [0, 1)")
+        if min(self.noop_max, self.stall_steps, self.max_steps) < 0:
+            raise ValueError("noop_max, stall_steps and max_steps must not be negative")
+        action_set(self.actions)

@@ -1,0 +1,43 @@
+"""The optimiser, and its state as plain arrays."""
+
+import torch
+from torch import nn
+
+from mario_dist.types import Arrays
+
+
+def make_adam(network: nn.Module, eps: float) -> torch.optim.Adam:
+    """Adam with its fused kernel; the learning rate is set before every step, by the schedule."""
+    return torch.optim.Adam(network.parameters(), lr=0.0, eps=eps, fused=True)
+
+
+def set_lr(optimiser: torch.optim.Optimizer, lr: float) -> None:
+    for group in optimiser.param_groups:
+        group["lr"] = lr
+
+
+def optimiser_arrays(optimiser: torch.optim.Optimizer, prefix: str) -> Arrays:
+    """Every tensor of the optimiser's state, by parameter number and name."""
+    arrays: Arrays = {}
+    for index, entries in optimiser.state_dict()["state"].items():
+        for name, tensor in entries.items():
+            arrays[f"{prefix}{index}.{name}"] = tensor.detach().cpu().numpy().copy()
+    return arrays
+
+
+def restore_optimiser(optimiser: torch.optim.Optimizer, arrays: Arrays, prefix: str) -> None:
+    """The inverse of ``optimiser_arrays``; PyTorch moves the tensors to the parameters' device.
+
+    The fused kernel walks parameters and their moments by memory address, so a moment must lie in memory
+    as its parameter does (channels_last, say), not as it lay in the file.
+    """
+    parameters = [p for group in optimiser.param_groups for p in group["params"]]
+    state: dict[int, dict[str, torch.Tensor]] = {}
+    for key, array in arrays.items():
+        if key.startswith(prefix):
+            number, name = key.removeprefix(prefix).split(".", 1)
+            index, tensor = int(number), torch.tensor(array)
+            if tensor.shape == parameters[index].shape:
+                tensor = torch.empty_like(parameters[index], requires_grad=False).copy_(tensor)
+            state.setdefault(index, {})[name] = tensor
+    optimiser.load_state_dict({"state": state, "param_groups": optimiser.state_dict()["param_groups"]})

@@ -1,0 +1,32 @@
+"""Returns and advantages over time-major tensors."""
+
+import torch
+from torch import Tensor
+
+
+def gae(
+    reward_TN: Tensor, value_TN: Tensor, next_value_TN: Tensor, terminated_TN: Tensor, end_TN: Tensor, *,
+    gamma: float, lam: float,
+) -> Tensor:  # fmt: skip
+    """Generalised advantage estimation (Schulman et al. 2016, equation 16): float32 [T, N].
+
+    ``next_value_TN[t]`` is the value of the observation that step t really led to: the next step's, the
+    bootstrap's at t = T - 1, or the true final frame's where the episode was truncated at t; what it says
+    where ``terminated_TN`` is ignored. ``end_TN`` is terminated or truncated: nothing flows back over it.
+    """
+    assert reward_TN.shape == value_TN.shape == next_value_TN.shape == terminated_TN.shape == end_TN.shape
+    alive_TN = (~terminated_TN).to(reward_TN.dtype)
+    goes_on_TN = (~end_TN).to(reward_TN.dtype)
+    delta_TN = reward_TN + gamma * next_value_TN * alive_TN - value_TN
+    advantage_TN = torch.empty_like(delta_TN)
+    carry_N = torch.zeros_like(delta_TN[0])
+    for t in reversed(range(delta_TN.shape[0])):
+        carry_N = delta_TN[t] + gamma * lam * goes_on_TN[t] * carry_N
+        advantage_TN[t] = carry_N
+    return advantage_TN
+
+
+def explained_variance(predicted: Tensor, target: Tensor) -> float:
+    """1 - Var(target - predicted) / Var(target): 1 is perfect, nan without variance."""
+    variance = target.var()
+    return float("nan") if variance == 0 else float(1 - (target - predicted).var() / variance)

@@ -1,0 +1,6 @@
+"""MLflow: tracked runs. Importing this package does not import MLflow, which takes seconds."""
+
+from mario_dist.registry.connection import default_tracking_uri
+from mario_dist.registry.tracker import Tracker
+
+__all__ = ["Tracker", "default_tracking_uri"]

@@ -1,0 +1,250 @@
+"""The topology on Ray: rollout actors, a learner actor, and this process conducting.
+
+Unrolls and weights travel as references: from rollout actor to learner and back, never through here.
+"""
+
+import logging
+import os
+import socket
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+# Ray would run every worker through `uv run` on a copy of the working directory when it sees uv as the
+# parent; the workers of this machine use this very environment, others bring their own.
+os.environ.setdefault("RAY_ENABLE_UV_RUN_RUNTIME_ENV", "0")
+# Ray's default for actors without GPUs changes in a coming version and warns of it; this is the new one.
+os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
+
+import ray
+import torch
+from ray.exceptions import RayActorError, RayError
+
+from mario_dist import machine
+from mario_dist.config import RunConfig
+from mario_dist.errors import UserError
+from mario_dist.evaluation import evaluate
+from mario_dist.nets import set_weights
+from mario_dist.system.build import make_learner, make_network, make_worker, training_protocol
+from mario_dist.system.plan import Plan
+from mario_dist.system.ports import Collected
+from mario_dist.types import Arrays, EpisodeRecord, EvalReport, StepReport, Unroll, Weights
+
+Ref = Any
+"""A ``ray.ObjectRef``; Ray's actor handles are untyped, so its references are too."""
+
+_POLL_S = 0.5
+
+
+@dataclass(frozen=True, slots=True)
+class Meta:
+    """What the conductor is told of an unroll; small, so that it may come here."""
+
+    steps: int
+    episodes: tuple[EpisodeRecord, ...]
+    seconds: Mapping[str, float]
+
+
+class RolloutActor:
+    """A thin shell around ``RolloutWorker``."""
+
+    def __init__(self, config: RunConfig, plan: Plan, actor: int, incarnation: int, state: Arrays) -> None:
+        torch.set_num_threads(plan.actor_torch_threads)
+        self._worker = make_worker(
+            config, lanes=plan.lanes, threads=plan.env_threads, actor=actor, incarnation=incarnation
+        )
+        if state:
+            self._worker.restore(state)
+
+    def collect(self, weights: Weights) -> tuple[Unroll, Meta]:
+        result = self._worker.collect(weights)
+        return result.unroll, Meta(result.unroll.steps, result.episodes, result.seconds)
+
+    def state(self) -> Arrays:
+        return self._worker.state()
+
+
+class LearnerActor:
+    """A thin shell around ``Learner``."""
+
+    def __init__(self, config: RunConfig, plan: Plan, state: Arrays | None) -> None:
+        self._learner = make_learner(config, plan.learner_threads)
+        if state is not None:
+            self._learner.restore(state)
+
+    def step(self, progress: float, *unrolls: Unroll) -> StepReport:
+        return self._learner.step(unrolls, progress)
+
+    def weights(self) -> Weights:
+        return self._learner.weights()
+
+    def state(self) -> Arrays:
+        return self._learner.state()
+
+
+@ray.remote
+def _evaluate(config: RunConfig, weights: Weights) -> EvalReport:
+    network = make_network(config)
+    set_weights(network, weights.arrays)
+    return evaluate(network, config.env, training_protocol(config), machine.cores())
+
+
+class RayRollouts:
+    """One rollout actor per plan.actors; one that dies is replaced by its next incarnation."""
+
+    def __init__(self, config: RunConfig, plan: Plan, states: Sequence[Arrays], incarnation: int) -> None:
+        self._config = config
+        self._plan = plan
+        self._actor_class = ray.remote(num_cpus=plan.env_threads, max_restarts=0)(RolloutActor)
+        self._incarnations = [incarnation] * plan.actors
+        self._actors = [self._spawn(i, states[i] if states else {}) for i in range(plan.actors)]
+        self._pending: list[tuple[Ref, Ref]] = []
+        self._weights: Ref = None
+        self.restarts = 0
+
+    @property
+    def n_actors(self) -> int:
+        return len(self._actors)
+
+    def submit(self, weights: Ref) -> None:
+        self._weights = weights
+        self._pending = [self._collect(actor) for actor in self._actors]
+
+    def gather(self) -> list[Collected[Ref]]:
+        collected = [self._wait_for(i) for i in range(self.n_actors)]
+        self._pending = []
+        return collected
+
+    def state(self) -> list[Arrays]:
+        refs = [actor.state.remote() for actor in self._actors]
+        states: list[Arrays] = []
+        for index, ref in enumerate(refs):
+            try:
+                states.append(_get(ref))
+            except RayActorError as error:
+                self._replace(index, error)
+                states.append({})
+        return states
+
+    def evaluate(self, weights: Ref) -> EvalReport:
+        # The actors wait meanwhile: the evaluation uses their cores and asks for none of its own.
+        report: EvalReport = _get(_evaluate.options(num_cpus=0).remote(self._config, weights))
+        return report
+
+    def close(self) -> None:
+        for actor in self._actors:
+            ray.kill(actor)
+
+    def _spawn(self, index: int, state: Arrays) -> Any:
+        return self._actor_class.remote(self._config, self._plan, index, self._incarnations[index], state)
+
+    def _collect(self, actor: Any) -> tuple[Ref, Ref]:
+        unroll, meta = actor.collect.options(num_returns=2).remote(self._weights)
+        return unroll, meta
+
+    def _wait_for(self, index: int) -> Collected[Ref]:
+        while True:
+            unroll, meta_ref = self._pending[index]
+            try:
+                meta: Meta = _get(meta_ref)
+                return Collected(unroll, meta.steps, meta.episodes, meta.seconds)
+            except RayActorError as error:
+                # The dead actor's unroll is lost; its successor makes another.
+                self._replace(index, error)
+                self._pending[index] = self._collect(self._actors[index])
+
+    def _replace(self, index: int, error: RayActorError) -> None:
+        """Put the next incarnation in a dead actor's place. Raises ``RuntimeError`` after too many."""
+        self.restarts += 1
+        if self.restarts > self._config.system.max_restarts:
+            raise RuntimeError(
+                f"rollout actor {index} died, and {self.restarts - 1} restarts were used up"
+            ) from error
+        self._incarnations[index] += 1
+        self._actors[index] = self._spawn(index, {})
+
+
+class RayLearner:
+    """The learner actor, by handle."""
+
+    def __init__(self, config: RunConfig, plan: Plan, state: Arrays | None, *, gpu: bool) -> None:
+        # In turn with the actors, it uses their cores and reserves none.
+        cpus = 0 if config.system.max_policy_lag == 0 else plan.learner_threads
+        actor_class = ray.remote(num_cpus=cpus, num_gpus=1 if gpu else 0)(LearnerActor)
+        self._actor: Any = actor_class.remote(config, plan, state)
+
+    def step(self, unrolls: Sequence[Ref], progress: float) -> StepReport:
+        report: StepReport = _get(self._actor.step.remote(progress, *unrolls))
+        return report
+
+    def weights(self) -> Ref:
+        return self._actor.weights.remote()
+
+    def state(self) -> Arrays:
+        state: Arrays = _get(self._actor.state.remote())
+        return state
+
+    def close(self) -> None:
+        ray.kill(self._actor)
+
+
+@dataclass(frozen=True, slots=True)
+class Resources:
+    """What the cluster has."""
+
+    cores: int
+    gpu: bool
+
+
+@contextmanager
+def connected(address: str | None, dashboard_port: int | None, *, cores: int) -> Iterator[Resources]:
+    """Ray, started here with room for ``cores`` (address None) or joined.
+
+    Raises ``UserError`` where it can't be.
+    """
+    local = address is None
+    if local and dashboard_port is not None:
+        _check_port(dashboard_port)
+    try:
+        if local:
+            ray.init(
+                address="local",
+                num_cpus=max(machine.cores(), cores),
+                include_dashboard=dashboard_port is not None,
+                dashboard_port=dashboard_port,
+                log_to_driver=False,
+                logging_level=logging.ERROR,
+            )
+        else:
+            ray.init(address=address, log_to_driver=False, logging_level=logging.ERROR)
+    except (ConnectionError, ValueError, RuntimeError, RayError) as error:
+        reason = " ".join(str(error).split())[:200]
+        raise UserError(
+            f"cannot reach Ray at {address or 'local'} ({reason}); start it: ray start --head"
+        ) from error
+    try:
+        resources: dict[str, float] = ray.cluster_resources()  # type: ignore[no-untyped-call]
+        yield Resources(max(1, int(resources.get("CPU", 1))), resources.get("GPU", 0) >= 1)
+    finally:
+        ray.shutdown()
+
+
+def _get(refs: Any) -> Any:
+    """``ray.get`` that returns to Python often, so that signals are handled while it waits."""
+    many = refs if isinstance(refs, list) else [refs]
+    while len(ray.wait(many, num_returns=len(many), timeout=_POLL_S, fetch_local=False)[0]) < len(many):
+        pass
+    return ray.get(refs)
+
+
+def _check_port(port: int) -> None:
+    with socket.socket() as probe:
+        # As Ray's own server does: a port in TIME_WAIT is free.
+        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            probe.bind(("127.0.0.1", port))
+        except OSError as error:
+            raise UserError(
+                f"port {port} is taken ({error.strerror}); choose another system.dashboard_port"
+            ) from error

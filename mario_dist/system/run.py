@@ -1,0 +1,181 @@
+"""Start or resume a training run: validate, plan, connect, train."""
+
+import dataclasses
+import re
+import secrets
+from contextlib import ExitStack
+from dataclasses import dataclass
+from datetime import datetime
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from mario_dist import config as configuration
+from mario_dist import machine
+from mario_dist.checkpoint import TrainState
+from mario_dist.config import RunConfig
+from mario_dist.errors import UserError
+from mario_dist.learner import network_arrays
+from mario_dist.nets import set_weights
+from mario_dist.system.build import make_learner, make_network
+from mario_dist.system.local import LocalRollouts
+from mario_dist.system.plan import Plan, make_plan, reserved_cores
+from mario_dist.system.session import Resumed, Session, open_session
+from mario_dist.system.stop import StopRequest, stop_on_signals
+from mario_dist.system.topology import Counters, Outcome, train
+from mario_dist.types import Arrays
+
+
+@dataclass(frozen=True, slots=True)
+class RunResult:
+    """How a run ended in this process."""
+
+    run_id: str
+    outcome: Outcome
+    agent_steps: int
+    directory: Path
+    best: tuple[float, float] | None
+
+
+def new_run_id(name: str) -> str:
+    """A readable, sortable and unique id, safe as a file name."""
+    safe = re.sub(r"[^A-Za-z0-9.-]+", "-", name).strip("-.") or "run"
+    return f"{safe}-{datetime.now():%Y%m%d-%H%M%S}-{secrets.token_hex(2)}"
+
+
+def run_training(
+    config: RunConfig,
+    runs: Path,
+    *,
+    store_url: str,
+    tracking_uri: str,
+    address: str | None = None,
+    resume: TrainState | None = None,
+) -> RunResult:
+    """Train as ``config`` says, in a new run under ``runs`` or on from ``resume``.
+
+    address: "local" for Ray on this machine, "auto" or a host for a cluster that runs, None for the plan's
+    choice. Raises ``UserError`` for what the user can mend, before anything of the run exists.
+    """
+    if address is not None and config.system.driver == "local":
+        raise UserError("--address is for Ray, and this configuration says system.driver: local")
+    network = make_network(config)
+    if resume is not None:
+        check_network(network, resume)
+    run_id = str(resume.meta["run_id"]) if resume is not None else new_run_id(config.name)
+    resumed = None if resume is None else _resumed(resume)
+    with ExitStack() as stack:
+        plan, gpu = _plan(config, address, stack)
+        session = stack.enter_context(
+            open_session(
+                run_id,
+                config,
+                runs / run_id,
+                store_url=store_url,
+                tracking_uri=tracking_uri,
+                details={"plan": dataclasses.asdict(plan)},
+                resumed=resumed,
+            )
+        )
+        request = stack.enter_context(stop_on_signals(session.note))
+        session.note(
+            f"{plan.driver} driver: {plan.actors} actor(s) x {plan.lanes} lanes,"
+            f" {plan.env_threads} emulation thread(s) each, {plan.learner_threads} learner thread(s)"
+        )
+        outcome = _drive(config, plan, gpu, session, request, resume, resumed)
+    return RunResult(run_id, outcome, session.counters.agent_steps, session.directory, session.best)
+
+
+def check_network(network: torch.nn.Module, state: TrainState) -> None:
+    """Raises ``UserError`` where the checkpoint is another network's."""
+    try:
+        set_weights(network, network_arrays(_part(state.arrays, "learner.")))
+    except ValueError as error:
+        raise UserError(f"the checkpoint does not fit this configuration: {error}") from error
+
+
+def worker_states(state: TrainState) -> list[Arrays]:
+    return [_part(state.arrays, f"worker.{actor}.") for actor in range(int(state.meta["workers"]))]
+
+
+def _plan(config: RunConfig, address: str | None, stack: ExitStack) -> tuple[Plan, bool]:
+    """Who runs where; connects to Ray where the plan needs it."""
+    gpu = config.learner.device in ("auto", "cuda") and torch.cuda.is_available()
+    plan = make_plan(config, machine.cores(), gpu=gpu, address=address)
+    if plan.driver == "local":
+        make_learner(config, plan.learner_threads)  # a missing device is found before the run exists
+        return plan, gpu
+    from mario_dist.system.ray import connected
+
+    here = address in (None, "local")
+    resources = stack.enter_context(
+        connected(None if here else address, config.system.dashboard_port, cores=reserved_cores(plan, config))
+    )
+    if not here:
+        plan = make_plan(config, resources.cores, gpu=resources.gpu, address=address)
+    if reserved_cores(plan, config) > resources.cores:
+        raise UserError(
+            f"this run reserves {reserved_cores(plan, config)} cores and the cluster has {resources.cores};"
+            " lower rollout.actors or rollout.threads"
+        )
+    return plan, resources.gpu and config.learner.device in ("auto", "cuda")
+
+
+def _drive(
+    config: RunConfig,
+    plan: Plan,
+    gpu: bool,
+    session: Session,
+    request: StopRequest,
+    resume: TrainState | None,
+    resumed: Resumed | None,
+) -> Outcome:
+    """Build the plan's driver and run the topology on it."""
+    counters = resumed.counters if resumed is not None else Counters()
+    states = worker_states(resume) if resume is not None else []
+    if states and len(states) != plan.actors:
+        session.note(
+            f"the checkpoint has {len(states)} worker(s), this run {plan.actors}: episodes start anew"
+        )
+        states = []
+    incarnation = resumed.incarnation if resumed is not None else 0
+    learner_state = _part(resume.arrays, "learner.") if resume is not None else None
+    if plan.driver == "local":
+        learner = make_learner(config, plan.learner_threads)
+        if learner_state is not None:
+            learner.restore(learner_state)
+        rollouts = LocalRollouts(config, plan, states, incarnation)
+        try:
+            return train(rollouts, learner, config, counters, session, request)
+        finally:
+            rollouts.close()
+    from mario_dist.system.ray import RayLearner, RayRollouts
+
+    ray_rollouts = RayRollouts(config, plan, states, incarnation)
+    ray_learner = RayLearner(config, plan, learner_state, gpu=gpu)
+    try:
+        return train(ray_rollouts, ray_learner, config, counters, session, request)
+    finally:
+        ray_rollouts.close()
+        ray_learner.close()
+
+
+def _resumed(state: TrainState) -> Resumed:
+    meta: Any = state.meta
+    best = meta["best"]
+    return Resumed(
+        counters=Counters(**meta["counters"]),
+        mlflow_run_id=meta["mlflow_run_id"],
+        best=None if best is None else (float(best[0]), float(best[1])),
+        incarnation=int(meta["incarnation"]) + 1,
+    )
+
+
+def _part(arrays: Arrays, prefix: str) -> Arrays:
+    return {k.removeprefix(prefix): v for k, v in arrays.items() if k.startswith(prefix)}
+
+
+def resume_config(state: TrainState, overrides: list[str]) -> RunConfig:
+    """The configuration that a checkpoint was trained with, with overrides."""
+    return configuration.override(state.meta["config"], overrides)

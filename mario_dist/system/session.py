@@ -1,0 +1,311 @@
+"""What a run leaves behind: its directory, its rows in the store, its MLflow run, its line on the screen."""
+
+import dataclasses
+import fcntl
+import os
+import time
+from collections import deque
+from collections.abc import Iterator, Mapping
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any, Literal
+
+from mario_dist import config as configuration
+from mario_dist import machine
+from mario_dist.checkpoint import TrainState, mark_best, prune, save_checkpoint
+from mario_dist.config import RunConfig
+from mario_dist.errors import UserError
+from mario_dist.registry import Tracker
+from mario_dist.report.live import LiveView
+from mario_dist.report.progress import Progress
+from mario_dist.store import CheckpointKind, CheckpointRow, RunRow, RunStore, StoreWriter
+from mario_dist.system.topology import Counters, Iteration
+from mario_dist.types import Arrays, EpisodeRecord, EvalReport
+
+_RECENT_EPISODES = 100
+_RATE_WINDOW = 10
+
+
+@dataclass(frozen=True, slots=True)
+class Resumed:
+    """Where a run goes on: what its checkpoint says beside the arrays.
+
+    incarnation: the one that this process's workers begin with, so that no episode's number comes twice.
+    """
+
+    counters: Counters
+    mlflow_run_id: str | None
+    best: tuple[float, float] | None
+    incarnation: int
+
+
+class Session:
+    """The ``Observer`` of one run in this process. Open it with ``open_session``."""
+
+    def __init__(
+        self,
+        run_id: str,
+        config: RunConfig,
+        directory: Path,
+        store: RunStore,
+        writer: StoreWriter,
+        tracker: Tracker,
+        view: LiveView,
+        resumed: Resumed,
+        mlflow_run_id: str,
+    ) -> None:
+        self.run_id = run_id
+        self.directory = directory
+        self.counters = resumed.counters
+        self.best = resumed.best
+        self._config = config
+        self._store = store
+        self._writer = writer
+        self._tracker = tracker
+        self._view = view
+        self._mlflow_run_id = mlflow_run_id
+        self._incarnation = resumed.incarnation
+        self._start_steps = resumed.counters.agent_steps
+        self._started_at = time.monotonic()
+        self._marks: deque[tuple[float, int]] = deque([(self._started_at, self._start_steps)], _RATE_WINDOW)
+        self._paused_s = 0.0
+        self._recent: deque[EpisodeRecord] = deque(maxlen=_RECENT_EPISODES)
+        self._x_best: int | None = None
+        self._restarts = 0
+
+    @property
+    def checkpoints(self) -> Path:
+        return self.directory / "checkpoints"
+
+    def note(self, text: str) -> None:
+        self._view.note(text)
+
+    def iterated(self, iteration: Iteration) -> None:
+        counters = self.counters = iteration.counters
+        self._writer.episodes(counters.agent_steps, iteration.episodes)
+        self._recent.extend(iteration.episodes)
+        for record in iteration.episodes:
+            self._x_best = max(self._x_best or 0, record.episode.x_pos_max)
+        if iteration.restarts > self._restarts:
+            self.note(f"{iteration.restarts - self._restarts} rollout actor(s) died and were replaced")
+            self._restarts = iteration.restarts
+        progress = self._progress(iteration)
+        metrics = {
+            **iteration.report.metrics,
+            "agent_steps_per_s": progress.agent_steps_per_s,
+            "collect_s": iteration.collect_s,
+            "learn_s": iteration.learn_s,
+            "queue_depth": float(iteration.queue_depth),
+            "actor_restarts": float(iteration.restarts),
+            "episodes": float(counters.episodes),
+        }
+        for name in ("x_pos_mean", "x_pos_best", "clear_rate", "return_mean"):
+            value = getattr(progress, name)
+            if value is not None:
+                metrics[name] = float(value)
+        self._record(metrics)
+        self._view.update(progress)
+
+    def evaluated(self, counters: Counters, report: EvalReport) -> None:
+        self._paused_s += report.seconds
+        clear_rate, x_mean = report.rank
+        self._record(
+            {"eval/clear_rate": clear_rate, "eval/x_pos_mean": x_mean, "eval/seconds": report.seconds}
+        )
+        self.note(
+            f"evaluation at {counters.agent_steps:,} steps: {clear_rate:.0%} of {report.episodes} episodes"
+            f" cleared, mean x {x_mean:.0f} ({report.seconds:.0f} s)"
+        )
+
+    def checkpoint(
+        self, counters: Counters, learner: Arrays, workers: list[Arrays], evaluation: EvalReport | None
+    ) -> None:
+        # Rows first: a checkpoint never knows more episodes than the store.
+        self._writer.flush()
+        best = evaluation is not None and (self.best is None or evaluation.rank > self.best)
+        if evaluation is not None and best:
+            self.best = evaluation.rank
+        arrays: Arrays = {f"learner.{name}": array for name, array in learner.items()}
+        for actor, state in enumerate(workers):
+            arrays |= {f"worker.{actor}.{name}": array for name, array in state.items()}
+        meta: dict[str, Any] = {
+            "run_id": self.run_id,
+            "mlflow_run_id": self._mlflow_run_id,
+            "counters": dataclasses.asdict(counters),
+            "workers": len(workers),
+            "incarnation": self._incarnation + self._restarts,
+            "best": self.best,
+            "evaluation": None if evaluation is None else dataclasses.asdict(evaluation),
+            "config": configuration.to_tree(self._config),
+        }
+        path = save_checkpoint(self.checkpoints, counters.agent_steps, TrainState(arrays, meta))
+        if evaluation is not None and best:
+            mark_best(self.checkpoints, path, dataclasses.asdict(evaluation))
+        prune(self.checkpoints, self._config.checkpoint.keep)
+        kind: CheckpointKind = (
+            "final" if counters.agent_steps >= self._config.total_steps else "best" if best else "latest"
+        )
+        self._store.add_checkpoint(
+            self.run_id,
+            CheckpointRow(
+                agent_steps=counters.agent_steps, path=str(path), kind=kind, evaluation=meta["evaluation"]
+            ),
+        )
+        self._store.update_run(self.run_id, agent_steps=counters.agent_steps)
+        if best:
+            self._tracker.artifacts(path, "checkpoints/best")
+        if kind == "final":
+            self._tracker.artifacts(path, "checkpoints/final")
+        self.note(f"checkpoint {path}{' (the best so far)' if best else ''}")
+
+    def _record(self, metrics: Mapping[str, float]) -> None:
+        wall_s = time.monotonic() - self._started_at
+        self._writer.metrics(self.counters.agent_steps, wall_s, metrics)
+        self._tracker.metrics(self.counters.agent_steps, metrics)
+
+    def _progress(self, iteration: Iteration) -> Progress:
+        # Pauses for evaluations are no part of the training's speed.
+        now = time.monotonic() - self._paused_s
+        self._marks.append((now, iteration.counters.agent_steps))
+        then, steps_then = self._marks[0]
+        seconds = now - then
+        rate = (iteration.counters.agent_steps - steps_then) / seconds if seconds > 0 else 0.0
+        episodes = [record.episode for record in self._recent]
+        n = len(episodes)
+        return Progress(
+            agent_steps=iteration.counters.agent_steps,
+            total_steps=self._config.total_steps,
+            start_steps=self._start_steps,
+            wall_s=time.monotonic() - self._started_at,
+            agent_steps_per_s=rate,
+            env_frames_per_s=rate * self._config.env.frame_skip,
+            episodes=iteration.counters.episodes,
+            x_pos_mean=sum(e.x_pos_max for e in episodes) / n if n else None,
+            x_pos_best=self._x_best,
+            clear_rate=sum(e.flag_get for e in episodes) / n if n else None,
+            return_mean=sum(e.episode_return for e in episodes) / n if n else None,
+            policy_lag=int(iteration.report.metrics["policy_lag"]),
+            queue_depth=iteration.queue_depth,
+            version=iteration.report.version,
+            metrics=iteration.report.metrics,
+            evaluation=self.best,
+        )
+
+
+@contextmanager
+def open_session(
+    run_id: str,
+    config: RunConfig,
+    directory: Path,
+    *,
+    store_url: str,
+    tracking_uri: str,
+    details: Mapping[str, object],
+    resumed: Resumed | None,
+) -> Iterator[Session]:
+    """Open everything that a run writes to, and close it with how the run ended.
+
+    ``details`` (the plan, say) are kept with the machine's description. Nothing of the run exists until
+    every door was found open. Raises ``UserError`` where one is shut.
+    """
+    fresh = resumed is None
+    resumed = resumed or Resumed(Counters(), None, None, 0)
+    with ExitStack() as stack:
+        store = stack.enter_context(RunStore(store_url))
+        tracker = Tracker(tracking_uri)
+        _make_directory(directory)
+        stack.enter_context(_lock(directory))
+        (directory / "config.yaml").write_text(configuration.dump(config))
+        commit, dirty = machine.git_state(Path(__file__).parent)
+        versions, described = machine.versions(), {**machine.describe(), **details}
+        if fresh:
+            row = RunRow(
+                id=run_id,
+                name=config.name,
+                seed=config.seed,
+                total_steps=config.total_steps,
+                level=",".join(config.env.levels),
+                algo=config.algo.name,
+                config=configuration.to_tree(config),
+                git_commit=commit,
+                git_dirty=bool(dirty),
+                versions=versions,
+                machine=described,
+                directory=str(directory),
+            )
+            store.create_run(row)
+        else:
+            store.rewind(run_id, resumed.counters.agent_steps)
+            store.update_run(
+                run_id,
+                status="running",
+                ended_at=None,
+                total_steps=config.total_steps,
+                config=configuration.to_tree(config),
+                git_commit=commit,
+                git_dirty=bool(dirty),
+                versions=versions,
+                machine=described,
+            )
+        mlflow_run_id = tracker.start(
+            config.name,
+            _flatten(configuration.to_tree(config)),
+            configuration.dump(config),
+            {"mario_dist.run_id": run_id, "git_commit": commit or "", "directory": str(directory.resolve())},
+            resumed.mlflow_run_id,
+        )
+        store.update_run(run_id, mlflow_run_id=mlflow_run_id)
+        writer = StoreWriter(store, run_id)
+        view = stack.enter_context(LiveView(run_id, config))
+        session = Session(run_id, config, directory, store, writer, tracker, view, resumed, mlflow_run_id)
+        status: Literal["finished", "stopped", "failed"] = "failed"
+        try:
+            yield session
+            done = session.counters.agent_steps >= config.total_steps
+            status = "finished" if done else "stopped"
+        finally:
+            try:
+                writer.close()
+            finally:
+                store.update_run(
+                    run_id,
+                    status=status,
+                    ended_at=datetime.now(UTC),
+                    agent_steps=session.counters.agent_steps,
+                )
+                tracker.finish(status)
+                if tracker.dropped:
+                    session.note(f"{tracker.dropped} metric values did not reach MLflow")
+
+
+def _make_directory(directory: Path) -> None:
+    try:
+        directory.mkdir(parents=True, exist_ok=True)
+        if not os.access(directory, os.W_OK):
+            raise PermissionError(13, "Permission denied")
+    except OSError as error:
+        raise UserError(f"cannot write to {directory} ({error.strerror}); set MARIO_DIST_RUNS") from error
+
+
+@contextmanager
+def _lock(directory: Path) -> Iterator[None]:
+    """Only one process trains a run. The kernel frees the lock of a process that died."""
+    with (directory / "lock").open("w") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError:
+            raise UserError(f"another process is training {directory.name}; stop it first") from None
+        yield
+
+
+def _flatten(tree: Mapping[str, Any], prefix: str = "") -> dict[str, str | int | float | bool]:
+    """Dotted keys and plain values, for MLflow's params."""
+    flat: dict[str, str | int | float | bool] = {}
+    for key, value in tree.items():
+        if isinstance(value, Mapping):
+            flat |= _flatten(value, f"{prefix}{key}.")
+        else:
+            flat[prefix + key] = value if isinstance(value, str | int | float | bool) else str(value)
+    return flat

@@ -1,0 +1,45 @@
+"""Shared by all tests: small configurations, and a place for runs that is not the user's."""
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from mario_dist.config import RunConfig, parse
+
+PROBE: dict[str, Any] = {
+    "name": "probe",
+    "total_steps": 512,
+    "env": {"kind": "probe", "frame_size": [12, 12], "frame_stack": 2, "max_steps": 60},
+    "network": {"torso": "mlp", "hidden": 32},
+    "algo": {"epochs": 2, "minibatch": 64, "gamma": 0.9},
+    "rollout": {"actors": 1, "lanes": 4, "unroll_length": 16},
+    "learner": {"device": "cpu", "threads": 1},
+    "system": {"driver": "local"},
+    "checkpoint": {"every_steps": 128},
+    "evaluation": {"every_steps": 0},
+}
+
+
+@pytest.fixture
+def probe_config() -> Callable[..., RunConfig]:
+    """A quick run on the probe environment; keyword arguments replace whole groups' keys."""
+
+    def make(**groups: Any) -> RunConfig:
+        tree: dict[str, Any] = {k: dict(v) if isinstance(v, dict) else v for k, v in PROBE.items()}
+        for name, value in groups.items():
+            tree[name] = {**tree.get(name, {}), **value} if isinstance(value, dict) else value
+        return parse(tree)
+
+    return make
+
+
+@pytest.fixture(autouse=True)
+def own_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """Every test has its own runs, run store and MLflow."""
+    runs = tmp_path / "runs"
+    monkeypatch.setenv("MARIO_DIST_RUNS", str(runs))
+    monkeypatch.delenv("MARIO_DIST_DB", raising=False)
+    monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
+    return runs

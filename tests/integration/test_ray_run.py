@@ -1,0 +1,103 @@
+"""The same topology on Ray: real actors, really killed."""
+
+import os
+import signal
+from collections import Counter
+from collections.abc import Callable, Iterator
+
+import pytest
+import ray
+
+from mario_dist.config import RunConfig
+from mario_dist.system.plan import make_plan
+from mario_dist.system.ray import RayLearner, RayRollouts, connected
+from mario_dist.system.topology import Counters, Iteration, train
+from mario_dist.types import Arrays, EvalReport
+
+Make = Callable[..., RunConfig]
+RAY = {"system": {"driver": "ray"}, "rollout": {"actors": 2, "lanes": 3}, "total_steps": 480}
+
+
+class Log:
+    """An observer that remembers; ``after`` is called with every iteration."""
+
+    def __init__(self, after: Callable[[Iteration], None]) -> None:
+        self.iterations: list[Iteration] = []
+        self.states: list[tuple[Arrays, list[Arrays]]] = []
+        self._after = after
+
+    def iterated(self, iteration: Iteration) -> None:
+        self.iterations.append(iteration)
+        self._after(iteration)
+
+    def evaluated(self, counters: Counters, report: EvalReport) -> None:
+        assert report.episodes > 0
+
+    def checkpoint(
+        self, counters: Counters, learner: Arrays, workers: list[Arrays], evaluation: EvalReport | None
+    ) -> None:
+        self.states.append((learner, workers))
+
+    def episode_keys(self) -> Counter[tuple[int, int, int]]:
+        return Counter((e.actor, e.incarnation, e.sequence) for i in self.iterations for e in i.episodes)
+
+
+@pytest.fixture(scope="module")
+def ray_here() -> Iterator[None]:
+    with connected(None, None, cores=4):
+        yield
+
+
+def drive(
+    config: RunConfig, after: Callable[[RayRollouts, Iteration], None] = lambda rollouts, iteration: None
+) -> Log:
+    plan = make_plan(config, 2, gpu=False)
+    rollouts = RayRollouts(config, plan, [], 0)
+    learner = RayLearner(config, plan, None, gpu=False)
+    log = Log(lambda iteration: after(rollouts, iteration))
+    try:
+        assert train(rollouts, learner, config, Counters(), log, lambda: False) == "finished"
+    finally:
+        rollouts.close()
+        learner.close()
+    return log
+
+
+def kill_a_rollout_actor(rollouts: RayRollouts) -> None:
+    """SIGKILL the process of one living rollout actor, as the kernel's OOM killer would."""
+    os.kill(ray.get(rollouts._actors[0].__ray_call__.remote(lambda self: os.getpid())), signal.SIGKILL)
+
+
+@pytest.mark.usefixtures("ray_here")
+def test_lag_0_waits_for_the_newest_weights_and_lag_1_overlaps(probe_config: Make) -> None:
+    for lag in (0, 1):
+        config = probe_config(
+            **RAY | {"system": {"driver": "ray", "max_policy_lag": lag}}, checkpoint={"every_steps": 480}
+        )
+        log = drive(config)
+        lags = [int(i.report.metrics["policy_lag"]) for i in log.iterations]
+        assert lags == [0] * 5 if lag == 0 else lags == [0, 1, 1, 1, 1]
+        assert [i.counters.agent_steps for i in log.iterations] == [96, 192, 288, 384, 480]
+        assert set(log.episode_keys().values()) == {1}
+        assert len(log.states[-1][1]) == 2
+
+
+@pytest.mark.usefixtures("ray_here")
+def test_a_killed_rollout_actor_is_replaced_and_its_episodes_come_once(probe_config: Make) -> None:
+    def after(rollouts: RayRollouts, iteration: Iteration) -> None:
+        if iteration.counters.iterations == 2:
+            kill_a_rollout_actor(rollouts)
+
+    log = drive(probe_config(**RAY), after)
+    assert log.iterations[-1].restarts == 1
+    assert [i.counters.agent_steps for i in log.iterations] == [96, 192, 288, 384, 480]
+    keys = log.episode_keys()
+    assert set(keys.values()) == {1}
+    assert {incarnation for _, incarnation, _ in keys} == {0, 1}
+
+
+@pytest.mark.usefixtures("ray_here")
+def test_more_deaths_than_allowed_stop_the_run(probe_config: Make) -> None:
+    config = probe_config(**RAY | {"system": {"driver": "ray", "max_restarts": 0}})
+    with pytest.raises(RuntimeError, match=r"rollout actor . died, and 0 restarts were used up"):
+        drive(config, lambda rollouts, iteration: kill_a_rollout_actor(rollouts))

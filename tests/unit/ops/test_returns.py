@@ -1,0 +1,208 @@
+"""Advantages against a slow oracle written from the definition, and against Stable-Baselines3."""
+
+import math
+from dataclasses import dataclass, replace
+
+import numpy as np
+import pytest
+import torch
+from gymnasium import spaces
+from stable_baselines3.common.buffers import RolloutBuffer
+from torch import Tensor
+
+from mario_dist.ops.returns import explained_variance, gae
+
+SEEDS = range(12)
+
+
+@dataclass(frozen=True)
+class Steps:
+    """A random unroll. ``final_value_TN`` means something where ``truncated_TN``."""
+
+    reward_TN: Tensor
+    value_TN: Tensor
+    bootstrap_N: Tensor
+    final_value_TN: Tensor
+    terminated_TN: Tensor
+    truncated_TN: Tensor
+
+    @property
+    def end_TN(self) -> Tensor:
+        return self.terminated_TN | self.truncated_TN
+
+    def next_value_TN(self) -> Tensor:
+        """What ``gae`` is given, with nonsense where it must not look."""
+        next_TN = torch.cat([self.value_TN[1:], self.bootstrap_N[None]])
+        next_TN = torch.where(self.truncated_TN, self.final_value_TN, next_TN)
+        return torch.where(self.terminated_TN, torch.full_like(next_TN, 1e6), next_TN)
+
+
+def random_steps(seed: int, t_max: int = 17, n: int = 5, end: float = 0.2) -> Steps:
+    generator = torch.Generator().manual_seed(seed)
+
+    def normal(*shape: int) -> Tensor:
+        return torch.randn(*shape, generator=generator, dtype=torch.float64)
+
+    draw_TN = torch.rand(t_max, n, generator=generator)
+    return Steps(
+        reward_TN=normal(t_max, n),
+        value_TN=normal(t_max, n),
+        bootstrap_N=normal(n),
+        final_value_TN=normal(t_max, n),
+        terminated_TN=draw_TN < end / 2,
+        truncated_TN=(draw_TN >= end / 2) & (draw_TN < end),
+    )
+
+
+def oracle(steps: Steps, gamma: float, lam: float) -> Tensor:
+    """(1 - lam) * (A1 + lam * A2 + lam^2 * A3 + ...), Schulman et al. 2016, equation 16, by its words.
+
+    A_k is the advantage that looks k steps ahead. Past the last step of the segment there is nothing more
+    to see, so every later A_k equals the last one, and the rest of the weights, lam^(h - 1), is its.
+    """
+    t_max, n = steps.reward_TN.shape
+    advantage_TN = torch.zeros_like(steps.reward_TN)
+    for lane in range(n):
+        for t in range(t_max):
+            last = next((i for i in range(t, t_max) if steps.end_TN[i, lane]), t_max - 1)
+            if steps.terminated_TN[last, lane]:
+                beyond = 0.0
+            elif steps.truncated_TN[last, lane]:
+                beyond = float(steps.final_value_TN[last, lane])
+            else:
+                beyond = float(steps.bootstrap_N[lane])
+            horizon = last - t + 1
+
+            def look_ahead(
+                k: int, t: int = t, lane: int = lane, horizon: int = horizon, beyond: float = beyond
+            ) -> float:
+                rewards = sum(gamma**i * float(steps.reward_TN[t + i, lane]) for i in range(k))
+                seen = beyond if k == horizon else float(steps.value_TN[t + k, lane])
+                return rewards + gamma**k * seen - float(steps.value_TN[t, lane])
+
+            advantage_TN[t, lane] = (1 - lam) * sum(
+                lam ** (k - 1) * look_ahead(k) for k in range(1, horizon)
+            ) + lam ** (horizon - 1) * look_ahead(horizon)
+    return advantage_TN
+
+
+def run_gae(steps: Steps, gamma: float, lam: float) -> Tensor:
+    return gae(
+        steps.reward_TN,
+        steps.value_TN,
+        steps.next_value_TN(),
+        steps.terminated_TN,
+        steps.end_TN,
+        gamma=gamma,
+        lam=lam,
+    )
+
+
+@pytest.mark.parametrize("seed", SEEDS)
+@pytest.mark.parametrize(
+    ("gamma", "lam"), [(0.99, 0.95), (0.9, 1.0), (1.0, 0.5), (0.7, 0.0), (0.0, 0.9), (1.0, 1.0)]
+)
+def test_gae_is_the_weighted_sum_of_all_look_aheads(seed: int, gamma: float, lam: float) -> None:
+    steps = random_steps(seed, end=(0.0, 0.2, 0.7)[seed % 3])
+    torch.testing.assert_close(run_gae(steps, gamma, lam), oracle(steps, gamma, lam), rtol=1e-10, atol=1e-10)
+
+
+def test_gae_of_one_step_and_of_ends_at_every_step() -> None:
+    for steps in (random_steps(0, t_max=1), random_steps(1, t_max=1, end=1.0), random_steps(2, end=1.0)):
+        torch.testing.assert_close(run_gae(steps, 0.9, 0.8), oracle(steps, 0.9, 0.8), rtol=1e-10, atol=1e-10)
+
+
+def test_gae_by_hand() -> None:
+    """Two lanes, three steps: lane 0 dies at step 1, lane 1 is truncated at step 1."""
+    half, nothing = 0.5, torch.zeros(3, 2)
+    terminated = torch.tensor([[False, False], [True, False], [False, False]])
+    truncated = torch.tensor([[False, False], [False, True], [False, False]])
+    reward = torch.ones(3, 2)
+    next_value = torch.tensor([[0.0, 0.0], [99.0, 4.0], [8.0, 8.0]])
+    advantage = gae(reward, nothing, next_value, terminated, terminated | truncated, gamma=half, lam=1.0)
+    # Lane 0: 1 + 1/2, 1, 1 + 8/2. Lane 1: 1 + (1 + 4/2)/2, 1 + 4/2, 1 + 8/2.
+    assert advantage.tolist() == [[1.5, 2.5], [1.0, 3.0], [5.0, 5.0]]
+
+
+def test_gae_refuses_shapes_that_would_broadcast() -> None:
+    steps = random_steps(0)
+    with pytest.raises(AssertionError):
+        gae(
+            steps.reward_TN,
+            steps.value_TN,
+            steps.bootstrap_N[None],
+            steps.terminated_TN,
+            steps.end_TN,
+            gamma=1.0,
+            lam=1.0,
+        )
+
+
+@pytest.mark.parametrize("mutant", ["bootstraps through a death", "carries over a truncation", "forgets lam"])
+def test_the_oracle_tells_a_wrong_gae(mutant: str) -> None:
+    steps, gamma, lam = random_steps(3), 0.9, 0.8
+    terminated_TN, end_TN = steps.terminated_TN, steps.end_TN
+    if mutant == "bootstraps through a death":
+        terminated_TN = torch.zeros_like(terminated_TN)
+    elif mutant == "carries over a truncation":
+        end_TN = terminated_TN
+    next_value_TN = steps.next_value_TN().clamp(max=10.0)  # the mutant is wrong by more than huge nonsense
+    wrong = gae(
+        steps.reward_TN,
+        steps.value_TN,
+        next_value_TN,
+        terminated_TN,
+        end_TN,
+        gamma=gamma,
+        lam=1.0 if mutant == "forgets lam" else lam,
+    )
+    assert not torch.allclose(wrong, oracle(steps, gamma, lam), atol=1e-2)
+
+
+def sb3_advantages(
+    reward_TN: Tensor, value_TN: Tensor, bootstrap_N: Tensor, end_TN: Tensor, gamma: float, lam: float
+) -> tuple[Tensor, Tensor]:
+    t_max, n = reward_TN.shape
+    buffer = RolloutBuffer(
+        t_max, spaces.Box(0, 1, (1,)), spaces.Discrete(2), "cpu", gae_lambda=lam, gamma=gamma, n_envs=n
+    )
+    start_N = np.ones(n, dtype=bool)
+    for t in range(t_max):
+        nothing = np.zeros((n, 1))
+        buffer.add(nothing, nothing, reward_TN[t].numpy(), start_N, value_TN[t], torch.zeros(n))
+        start_N = end_TN[t].numpy()
+    buffer.compute_returns_and_advantage(bootstrap_N, start_N)
+    return torch.from_numpy(buffer.advantages), torch.from_numpy(buffer.returns)
+
+
+@pytest.mark.parametrize("seed", SEEDS)
+def test_gae_equals_stable_baselines3_without_truncations(seed: int) -> None:
+    steps = random_steps(seed)
+    steps = replace(steps, terminated_TN=steps.end_TN, truncated_TN=torch.zeros_like(steps.end_TN))
+    theirs, returns = sb3_advantages(
+        steps.reward_TN, steps.value_TN, steps.bootstrap_N, steps.end_TN, gamma=0.97, lam=0.9
+    )
+    ours = run_gae(steps, 0.97, 0.9)
+    torch.testing.assert_close(ours.float(), theirs, rtol=1e-5, atol=1e-5)
+    torch.testing.assert_close((ours + steps.value_TN).float(), returns, rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize("seed", SEEDS)
+def test_gae_equals_stable_baselines3_with_truncations_paid_as_reward(seed: int) -> None:
+    """Its way to bootstrap a truncation: ``collect_rollouts`` adds the final value to the reward."""
+    steps, gamma = random_steps(seed), 0.97
+    reward_TN = steps.reward_TN + gamma * torch.where(steps.truncated_TN, steps.final_value_TN, 0.0)
+    theirs, _ = sb3_advantages(reward_TN, steps.value_TN, steps.bootstrap_N, steps.end_TN, gamma, lam=0.9)
+    torch.testing.assert_close(run_gae(steps, gamma, 0.9).float(), theirs, rtol=1e-5, atol=1e-5)
+
+
+def test_explained_variance() -> None:
+    target = torch.tensor([1.0, 2.0, 3.0, 6.0])
+    assert explained_variance(target, target) == 1.0
+    assert explained_variance(target + 7.0, target) == pytest.approx(1.0)  # a constant error varies nothing
+    assert explained_variance(torch.full((4,), 3.0), target) == pytest.approx(0.0)
+    assert explained_variance(-target, target) == pytest.approx(-3.0)
+    predicted = torch.tensor([0.5, 2.5, 2.0, 4.0])
+    expected = 1 - np.var(target.numpy() - predicted.numpy()) / np.var(target.numpy())
+    assert explained_variance(predicted, target) == pytest.approx(expected)
+    assert math.isnan(explained_variance(target, torch.ones(4)))

@@ -1,0 +1,474 @@
+"""Checkpoints: whole or not at all, checked before they are believed, through crashes at any moment."""
+
+import json
+import math
+import random
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from safetensors import SafetensorError
+
+from mario_dist import checkpoint
+from mario_dist.checkpoint import (
+    CheckpointError,
+    TrainState,
+    best_checkpoint,
+    list_checkpoints,
+    load_checkpoint,
+    mark_best,
+    prune,
+    save_checkpoint,
+)
+from mario_dist.types import Arrays
+
+DTYPES = ("bool", "uint8", "int8", "uint16", "int16", "uint32", "int32", "uint64", "int64",
+          "float16", "float32", "float64")  # fmt: skip
+FILES = ("arrays.safetensors", "meta.json", "manifest.json")
+
+
+def some_state(seed: int = 0) -> TrainState:
+    rng = np.random.default_rng(seed)
+    arrays: Arrays = {"weight": rng.normal(size=(3, 5)).astype(np.float32), "version": np.array(seed)}
+    return TrainState(arrays, {"counters": {"agent_steps": seed}, "name": "a run", "best": None})
+
+
+def assert_same(loaded: TrainState, saved: TrainState) -> None:
+    assert loaded.meta == saved.meta
+    assert loaded.arrays.keys() == saved.arrays.keys()
+    for name, array in saved.arrays.items():
+        back = loaded.arrays[name]
+        assert (back.dtype, back.shape) == (array.dtype, array.shape), name
+        assert back.tobytes() == np.ascontiguousarray(array).tobytes(), name
+
+
+@pytest.fixture
+def saved(tmp_path: Path) -> Path:
+    return save_checkpoint(tmp_path / "checkpoints", 7, some_state())
+
+
+# Round trips.
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_every_dtype_comes_back(dtype: str, tmp_path: Path) -> None:
+    values = np.random.default_rng(0).integers(0, 256, size=(4, 6, 2), dtype=np.uint8).astype(dtype)
+    arrays: Arrays = {
+        "plain": values,
+        "0-d": np.array(values[1, 2, 1]),
+        "empty": values[:0],
+        "empty inside": values[:, :0],
+        "fortran": np.asfortranarray(values),
+        "strided": values[::2, ::-1],
+        "transposed": values.transpose(2, 0, 1),
+        "one": values[:1, :1, :1],
+        "broadcast": np.broadcast_to(values[0, 0], (3, 2)),
+    }
+    for array in arrays.values():
+        array.flags.writeable = False
+    state = TrainState(arrays, {})
+    assert_same(load_checkpoint(save_checkpoint(tmp_path, 1, state)), state)
+
+
+def test_the_ends_of_the_number_line_come_back(tmp_path: Path) -> None:
+    state = TrainState(
+        {
+            "floats": np.array([np.nan, np.inf, -np.inf, -0.0, 5e-324, 1.7976931348623157e308]),
+            "ints": np.array([np.iinfo(np.int64).min, np.iinfo(np.int64).max]),
+        },
+        {},
+    )
+    assert_same(load_checkpoint(save_checkpoint(tmp_path, 1, state)), state)
+
+
+@pytest.mark.parametrize("seed", range(10))
+def test_any_strided_array_comes_back(seed: int, tmp_path: Path) -> None:
+    rng = np.random.default_rng(seed)
+    arrays: Arrays = {}
+    for i in range(20):
+        array = rng.normal(size=rng.integers(0, 6, size=rng.integers(0, 5))).astype(rng.choice(DTYPES[-3:]))
+        array = array.transpose(rng.permutation(array.ndim))
+        arrays[f"{i}.Ünï-code name"] = array[tuple(slice(None, None, int(rng.choice([-2, -1, 1, 3])))
+                                                   for _ in range(array.ndim))]  # fmt: skip
+    assert_same(load_checkpoint(save_checkpoint(tmp_path, 1, TrainState(arrays, {}))), TrainState(arrays, {}))
+
+
+def test_meta_comes_back(tmp_path: Path) -> None:
+    meta = {
+        "text": "Köln 城 \n",
+        "none": None,
+        "nested": {"list": [1, 2.5, True, {"a": []}]},
+        "big": 10**17,
+    }
+    state = TrainState({}, meta)
+    assert_same(load_checkpoint(save_checkpoint(tmp_path, 1, state)), state)
+    loaded = load_checkpoint(save_checkpoint(tmp_path, 2, TrainState({}, {"x": math.nan})))
+    assert math.isnan(loaded.meta["x"])
+
+
+def test_loaded_arrays_are_ones_own(saved: Path) -> None:
+    loaded = load_checkpoint(saved)
+    loaded.arrays["weight"][:] = 0.0
+    assert_same(load_checkpoint(saved), some_state())
+
+
+def test_nothing_is_pickled(saved: Path) -> None:
+    assert sorted(p.name for p in saved.iterdir()) == sorted(FILES)
+    with pytest.raises(SafetensorError, match="object"):
+        save_checkpoint(saved.parent, 8, TrainState({"objects": np.array([object()])}, {}))
+    assert list_checkpoints(saved.parent) == [saved]
+
+
+def test_meta_that_is_not_json_leaves_the_others_alone(saved: Path) -> None:
+    with pytest.raises(TypeError):
+        save_checkpoint(saved.parent, 8, TrainState({}, {"path": Path()}))
+    with pytest.raises(TypeError):
+        save_checkpoint(saved.parent, 7, TrainState({}, {"path": Path()}))
+    assert list_checkpoints(saved.parent) == [saved]
+    assert_same(load_checkpoint(saved), some_state())
+
+
+def test_a_checkpoint_of_the_same_steps_is_replaced(saved: Path) -> None:
+    assert save_checkpoint(saved.parent, 7, some_state(1)) == saved
+    assert list_checkpoints(saved.parent) == [saved]
+    assert_same(load_checkpoint(saved), some_state(1))
+
+
+def test_a_checkpoint_can_be_moved(saved: Path, tmp_path: Path) -> None:
+    elsewhere = tmp_path / "elsewhere" / "model"
+    shutil.copytree(saved, elsewhere)
+    assert_same(load_checkpoint(elsewhere), some_state())
+
+
+# Damage.
+
+
+@pytest.mark.parametrize("name", FILES)
+def test_every_truncation_is_refused_by_name(name: str, saved: Path) -> None:
+    whole = (saved / name).read_bytes()
+    for length in range(len(whole)):
+        (saved / name).write_bytes(whole[:length])
+        with pytest.raises(CheckpointError, match=rf"{saved}.*{name}"):
+            load_checkpoint(saved)
+    (saved / name).write_bytes(whole)
+    assert_same(load_checkpoint(saved), some_state())
+
+
+@pytest.mark.parametrize("name", FILES[:2])
+def test_every_changed_or_added_byte_is_refused_by_name(name: str, saved: Path) -> None:
+    whole = (saved / name).read_bytes()
+    for at in range(len(whole)):
+        flipped = bytearray(whole)
+        flipped[at] ^= 1 << (at % 8)
+        (saved / name).write_bytes(flipped)
+        with pytest.raises(CheckpointError, match=rf"{saved} is damaged: {name}"):
+            load_checkpoint(saved)
+    (saved / name).write_bytes(whole + b"\0")
+    with pytest.raises(CheckpointError, match=name):
+        load_checkpoint(saved)
+
+
+def test_a_changed_manifest_is_refused_or_says_the_same(saved: Path) -> None:
+    """What it says of the files cannot change unseen; its spaces and its own step count are not used."""
+    whole = (saved / "manifest.json").read_bytes()
+    refused = 0
+    for at in range(len(whole)):
+        for bit in (at % 8, (at + 5) % 8):
+            flipped = bytearray(whole)
+            flipped[at] ^= 1 << bit
+            (saved / "manifest.json").write_bytes(flipped)
+            try:
+                loaded = load_checkpoint(saved)
+            except CheckpointError:
+                refused += 1
+            else:
+                assert_same(loaded, some_state())
+    assert refused > 0.9 * 2 * len(whole)
+
+
+@pytest.mark.parametrize("name", FILES)
+def test_a_missing_file_is_named(name: str, saved: Path) -> None:
+    (saved / name).unlink()
+    with pytest.raises(CheckpointError, match=rf"{saved}.*{name}"):
+        load_checkpoint(saved)
+    (saved / name).mkdir()
+    with pytest.raises(CheckpointError, match=rf"{saved}.*{name}"):
+        load_checkpoint(saved)
+
+
+def test_files_of_another_checkpoint_are_refused(saved: Path) -> None:
+    other = save_checkpoint(saved.parent, 8, some_state(1))
+    for name in FILES:
+        kept = (saved / name).read_bytes()
+        shutil.copy(other / name, saved / name)
+        with pytest.raises(CheckpointError, match="damaged"):
+            load_checkpoint(saved)
+        (saved / name).write_bytes(kept)
+
+
+MANIFESTS = [
+    "{}",
+    "[]",
+    "null",
+    "1",
+    '{"format": 2}',
+    '{"format": "1"}',
+    '{"format": 1}',
+    '{"format": 1, "files": {}}',
+    '{"format": 1, "files": null}',
+    '{"format": 1, "files": ["arrays.safetensors", "meta.json"]}',
+    '{"name": "a web app", "icons": [], "start_url": "/"}',
+    "\udcff",
+]
+
+
+@pytest.mark.parametrize("manifest", MANIFESTS)
+def test_a_directory_of_something_else_is_refused(manifest: str, saved: Path) -> None:
+    (saved / "manifest.json").write_text(manifest, errors="surrogateescape")
+    with pytest.raises(CheckpointError, match=str(saved)):
+        load_checkpoint(saved)
+
+
+def test_places_without_a_checkpoint_are_refused(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("not a directory")
+    (tmp_path / "empty").mkdir()
+    for name in ("file", "empty", "nowhere"):
+        with pytest.raises(CheckpointError, match=str(tmp_path / name)):
+            load_checkpoint(tmp_path / name)
+
+
+# Housekeeping.
+
+
+def test_checkpoints_are_listed_newest_first(tmp_path: Path) -> None:
+    steps = [5, 1000, 0, 999_999, 70, 1_000_000]
+    paths = {n: save_checkpoint(tmp_path, n, TrainState({}, {})) for n in steps}
+    assert list_checkpoints(tmp_path) == [paths[n] for n in sorted(steps, reverse=True)]
+    assert list_checkpoints(tmp_path / "nowhere") == []
+
+
+@pytest.mark.parametrize("keep", [0, 1, 3, 6, 50])
+@pytest.mark.parametrize("best", [None, 10, 40, 60])
+def test_prune_keeps_the_newest_and_the_best(keep: int, best: int | None, tmp_path: Path) -> None:
+    paths = [save_checkpoint(tmp_path, n, some_state(n)) for n in range(10, 70, 10)]
+    if best is not None:
+        mark_best(tmp_path, tmp_path / f"step-{best:012d}", {"clear_rate": 0.5})
+    prune(tmp_path, keep)
+    expected = set(paths[max(0, len(paths) - keep) :])
+    if best is not None:
+        expected.add(tmp_path / f"step-{best:012d}")
+    assert set(list_checkpoints(tmp_path)) == expected
+    for path in expected:
+        assert_same(load_checkpoint(path), some_state(int(path.name.removeprefix("step-"))))
+
+
+def test_half_written_leftovers_are_not_listed_and_are_cleaned(tmp_path: Path) -> None:
+    whole = save_checkpoint(tmp_path, 1, some_state())
+    (tmp_path / ".writing-step-000000000002").mkdir()
+    (tmp_path / ".writing-step-000000000002" / "meta.json").write_text("{")
+    (tmp_path / ".writing-best.json").write_text("{")
+    assert list_checkpoints(tmp_path) == [whole]
+    assert best_checkpoint(tmp_path) is None
+    prune(tmp_path, keep=3)
+    assert sorted(p.name for p in tmp_path.iterdir()) == [whole.name]
+
+
+def test_a_leftover_of_the_same_steps_does_not_leak_into_the_next_one(tmp_path: Path) -> None:
+    (tmp_path / ".writing-step-000000000002").mkdir()
+    (tmp_path / ".writing-step-000000000002" / "extra").write_text("from before the crash")
+    path = save_checkpoint(tmp_path, 2, some_state())
+    assert sorted(p.name for p in path.iterdir()) == sorted(FILES)
+
+
+def test_best_is_what_was_marked_last(tmp_path: Path) -> None:
+    assert best_checkpoint(tmp_path) is None
+    first, second = (save_checkpoint(tmp_path, n, some_state(n)) for n in (1, 2))
+    mark_best(tmp_path, second, {"clear_rate": 0.1})
+    assert best_checkpoint(tmp_path) == second
+    mark_best(tmp_path, first, {"clear_rate": 0.9})
+    assert best_checkpoint(tmp_path) == first
+    assert json.loads((tmp_path / "best.json").read_text())["evaluation"] == {"clear_rate": 0.9}
+    shutil.rmtree(first)
+    assert best_checkpoint(tmp_path) is None
+
+
+@pytest.mark.parametrize("content", ["", "{", "[]", "{}", "null", '{"checkpoint": "step-9"}'])
+def test_a_damaged_best_is_no_best(content: str, tmp_path: Path) -> None:
+    save_checkpoint(tmp_path, 1, some_state())
+    (tmp_path / "best.json").write_text(content)
+    assert best_checkpoint(tmp_path) is None
+    prune(tmp_path, keep=1)
+    assert len(list_checkpoints(tmp_path)) == 1
+
+
+# Crashes.
+
+SAVES_IN_A_LOOP = """
+import sys
+from pathlib import Path
+import numpy as np
+from mario_dist.checkpoint import TrainState, list_checkpoints, mark_best, prune, save_checkpoint
+
+directory = Path(sys.argv[1])
+newest = next(iter(list_checkpoints(directory)), None)
+n = int(newest.name.removeprefix("step-")) if newest else 0
+print("ready", flush=True)
+while True:
+    n += 1
+    state = TrainState({"n": np.full((50, 400), n), "n0": np.array(n)}, {"n": n})
+    path = save_checkpoint(directory, n, state)
+    if n % 5 == 0:
+        mark_best(directory, path, {"n": n})
+    prune(directory, keep=3)
+"""
+
+
+def assert_sound(directory: Path) -> list[int]:
+    """Every listed checkpoint loads and holds what its name says; so does the best one. Their numbers."""
+    numbers = []
+    for path in list_checkpoints(directory):
+        n = int(path.name.removeprefix("step-"))
+        loaded = load_checkpoint(path)
+        assert loaded.meta == {"n": n}
+        assert (loaded.arrays["n"] == n).all()
+        numbers.append(n)
+    if (directory / "best.json").exists():
+        best = best_checkpoint(directory)
+        assert best is not None
+        evaluation = json.loads((directory / "best.json").read_text())["evaluation"]
+        assert evaluation == load_checkpoint(best).meta
+    return numbers
+
+
+def test_kills_at_random_moments_leave_every_listed_checkpoint_whole(tmp_path: Path) -> None:
+    rng, directory = random.Random(0), tmp_path / "checkpoints"
+    newest = 0
+    for _ in range(10):
+        process = subprocess.Popen(
+            [sys.executable, "-c", SAVES_IN_A_LOOP, str(directory)], stdout=subprocess.PIPE, text=True
+        )
+        assert process.stdout is not None
+        with process.stdout:
+            assert process.stdout.readline() == "ready\n"
+            time.sleep(rng.uniform(0.02, 0.25))
+            process.send_signal(signal.SIGKILL)
+            assert process.wait() == -signal.SIGKILL
+        numbers = assert_sound(directory)
+        now = max(numbers, default=0)
+        assert now >= newest  # what was once there is not lost
+        newest = now
+    assert newest > 3
+    prune(directory, keep=2)
+    assert not list(directory.glob(".*"))
+
+
+# Kills itself as the k-th change of files is about to happen, for k = 0, 1, 2 ... until none is left.
+DIES_AT_EVERY_STEP = """
+import os, shutil, signal, sys
+from pathlib import Path
+import numpy as np
+from mario_dist import checkpoint
+from mario_dist.checkpoint import TrainState, mark_best, prune, save_checkpoint
+
+root, operation = Path(sys.argv[1]), sys.argv[2]
+
+def state(n, version=0):
+    return TrainState({"n": np.full((5, 4), n), "version": np.array(version)}, {"n": n})
+
+def before(directory):
+    for n in (1, 2, 3):
+        save_checkpoint(directory, n, state(n))
+    mark_best(directory, directory / "step-000000000001", {"n": 1})
+
+def during(directory):
+    if operation == "save":
+        save_checkpoint(directory, 4, state(4))
+    elif operation == "replace":
+        save_checkpoint(directory, 3, state(3, version=1))
+    elif operation == "prune":
+        prune(directory, keep=1)
+    elif operation == "mark_best":
+        mark_best(directory, directory / "step-000000000003", {"n": 3})
+
+CHANGES = {"open", "os.remove", "os.rename", "os.rmdir", "os.mkdir", "os.link", "os.truncate"}
+
+def kill_at(k):
+    left = k
+    def hook(event, arguments):
+        nonlocal left
+        if event in CHANGES:
+            if left == 0:
+                os.kill(os.getpid(), signal.SIGKILL)
+            left -= 1
+    sys.addaudithook(hook)
+
+k, alive = 0, False
+while not alive:
+    directory = root / f"{operation}-{k}"
+    before(directory)
+    child = os.fork()
+    if child == 0:
+        kill_at(k)
+        during(directory)
+        os._exit(0)
+    alive = os.waitpid(child, 0)[1] == 0
+    k += 1
+print(k - 1)
+"""
+
+
+@pytest.mark.parametrize("operation", ["save", "replace", "prune", "mark_best"])
+def test_a_kill_before_any_change_of_files_leaves_a_sound_directory(operation: str, tmp_path: Path) -> None:
+    command = [sys.executable, "-c", DIES_AT_EVERY_STEP, str(tmp_path / "all"), operation]
+    result = subprocess.run(command, check=True, capture_output=True, text=True)
+    changes = int(result.stdout)
+    assert changes >= 3
+    broken: dict[int, str] = {}
+    for k in range(changes + 1):
+        directory = tmp_path / "all" / f"{operation}-{k}"
+        try:
+            numbers = assert_sound(directory)
+            assert {1, 2 if operation == "replace" else 3} <= set(numbers)  # the best, and the newest others
+            best = best_checkpoint(directory)
+            assert best is not None
+            assert best.name[-1] in ("13" if operation == "mark_best" else "1")
+            prune(directory, keep=9)
+            assert not list(directory.glob(".*"))
+        except (AssertionError, CheckpointError) as error:
+            broken[k] = str(error).splitlines()[0]
+    assert not broken, f"of {changes} changes"
+
+
+def test_files_are_synced_before_the_rename_that_shows_them(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A power cut keeps what was synced, not what was merely written."""
+    events: list[str] = []
+    fsync, rename = checkpoint.os.fsync, Path.rename
+
+    def recording_fsync(descriptor: int) -> None:
+        events.append(f"sync {Path(f'/proc/self/fd/{descriptor}').readlink().name}")
+        fsync(descriptor)
+
+    def recording_rename(path: Path, target: Any) -> Path:
+        events.append(f"rename {path.name} {Path(target).name}")
+        return rename(path, target)
+
+    monkeypatch.setattr(checkpoint.os, "fsync", recording_fsync)
+    monkeypatch.setattr(Path, "rename", recording_rename)
+    directory = tmp_path / "checkpoints"
+    path = save_checkpoint(directory, 1, some_state())
+    shown = events.index(f"rename .writing-{path.name} {path.name}")
+    assert set(events[:shown]) == {*(f"sync {name}" for name in FILES), f"sync .writing-{path.name}"}
+    assert events[shown - 2] == "sync manifest.json"  # the last file to be written
+    assert events[shown + 1 :] == ["sync checkpoints"]
+
+    events.clear()
+    mark_best(directory, path, {})
+    assert events == ["sync .writing-best.json", "rename .writing-best.json best.json", "sync checkpoints"]
