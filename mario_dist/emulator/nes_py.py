@@ -4,15 +4,11 @@ nes-py's snapshots live in one process only, so a portable state here is the lis
 done to the machine since power-on. The core is deterministic: doing it again gives the same machine. The
 snapshots that were taken or reached in this process are remembered, which makes the common loads (a
 level's start, thousands of times) cost microseconds.
-
-A machine that loaded a snapshot goes on reading the cartridge of the machine that the snapshot was taken
-from, and nes-py does not keep that one alive: freed, its ROM is whatever comes to lie there, and the lane
-crashes. So the cartridge's owner travels with every snapshot and stays with every lane that loaded it.
 """
 
 import hashlib
 from collections import OrderedDict
-from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 from threading import Lock
 from typing import Any
@@ -35,14 +31,15 @@ class NesPyEmulator:
     def __init__(self, rom: Path | None = None) -> None:
         self._rom = str(rom or smb1_rom_path())
         self._digest = _rom_digest(self._rom)
-        self._start()
-
-    def _start(self) -> None:
-        """Power on a new machine: the core's own reset leaves RAM as it was."""
         self._core: Any = _native.NativeEmulator(self._rom)
-        self._core.reset()
-        self._cartridge_owner = self._core
         self._ram: U8 = self._core.ram_buffer()
+        self._power_on()
+
+    def _power_on(self) -> None:
+        # Not the core's own reset: that leaves RAM as it was.
+        with _power_on_lock:  # a core that lost a race for the cache would be freed after all
+            _, snapshot = _power_on(self._rom)
+        self._core.load_state(snapshot)
         self._history: list[int] = []
 
     @property
@@ -66,41 +63,32 @@ class NesPyEmulator:
 
     def save(self) -> bytes:
         state = MAGIC + self._digest + np.asarray(self._history, dtype="<u4").tobytes()
-        self._remember(state)
+        _snapshots.put(state, self._core.dump_state())
         return state
 
     def load(self, state: bytes) -> None:
         header = MAGIC + self._digest
         if not state.startswith(header) or (len(state) - len(header)) % 4:
             raise ValueError("this is not a saved state of the nes-py backend with this ROM")
-        history: list[int] = np.frombuffer(state, dtype="<u4", offset=len(header)).tolist()
-        remembered = _snapshots.get(state)
-        if remembered is not None:
-            self._core.load_state(remembered.snapshot)
-            self._cartridge_owner = remembered.cartridge_owner
+        words = np.frombuffer(state, dtype="<u4", offset=len(header))
+        if ((words > 0xFF) & (words >> 19 != _POKE >> 19)).any():
+            raise ValueError("this saved state of the nes-py backend is damaged")
+        history: list[int] = words.tolist()
+        snapshot = _snapshots.get(state)
+        if snapshot is not None:
+            self._core.load_state(snapshot)
             self._history = history
             return
-        self._start()
+        self._power_on()
         for word in history:
             if word & _POKE:
                 self.poke(word >> 8 & 0x7FF, word & 0xFF)
             else:
                 self.step(word & 0xFF)
-        self._remember(state)
+        _snapshots.put(state, self._core.dump_state())
 
     def close(self) -> None:
         self._core.close()
-
-    def _remember(self, state: bytes) -> None:
-        _snapshots.put(state, _Snapshot(self._core.dump_state(), self._cartridge_owner))
-
-
-@dataclass(frozen=True, slots=True)
-class _Snapshot:
-    """nes-py's snapshot, and the core whose cartridge it reads."""
-
-    snapshot: object
-    cartridge_owner: object
 
 
 class _SnapshotCache:
@@ -108,16 +96,16 @@ class _SnapshotCache:
 
     def __init__(self, size: int) -> None:
         self._size = size
-        self._snapshots: OrderedDict[bytes, _Snapshot] = OrderedDict()
+        self._snapshots: OrderedDict[bytes, object] = OrderedDict()
         self._lock = Lock()
 
-    def get(self, state: bytes) -> _Snapshot | None:
+    def get(self, state: bytes) -> object | None:
         with self._lock:
             if state in self._snapshots:
                 self._snapshots.move_to_end(state)
             return self._snapshots.get(state)
 
-    def put(self, state: bytes, snapshot: _Snapshot) -> None:
+    def put(self, state: bytes, snapshot: object) -> None:
         with self._lock:
             self._snapshots[state] = snapshot
             while len(self._snapshots) > self._size:
@@ -125,6 +113,19 @@ class _SnapshotCache:
 
 
 _snapshots = _SnapshotCache(_REMEMBERED_STATES)
+_power_on_lock = Lock()
+
+
+@cache
+def _power_on(rom: str) -> tuple[object, object]:
+    """A core of this process that is never freed, and its state at power-on.
+
+    A native snapshot points into the cartridge of the core that took it, and so does every core that loads
+    it. All cores start from this snapshot, so that they point into a cartridge that stays.
+    """
+    core = _native.NativeEmulator(rom)
+    core.reset()
+    return core, core.dump_state()
 
 
 def _rom_digest(path: str) -> bytes:

@@ -42,4 +42,4 @@ def action_names(actions: str | Sequence[Sequence[str]]) -> tuple[str, ...]:
 
 def joypad_bytes(actions: str | Sequence[Sequence[str]]) -> U8:
     """The joypad byte of each action: uint8 [A]."""
-    return np.array([sum(BUTTONS[b] for b in combo) for combo in action_set(actions)], dtype=np.uint8)
+    return np.array([sum(BUTTONS[b] for b in set(combo)) for combo in action_set(actions)], dtype=np.uint8)

@@ -19,6 +19,7 @@ _DEAD, _DYING = 0x06, 0x0B
 _ENEMY_TYPES = slice(0x16, 0x1B)
 _BOWSER, _FLAGPOLE = 0x2D, 0x31
 _SLIDING_DOWN_POLE = 3
+_ENTERING = (0, 7)
 _END_OF_WORLD = 2
 # Mario runs at most 3 pixels a frame: a larger change between two looks is another place, not a run.
 _JUMP_PIXELS = 64
@@ -81,7 +82,11 @@ def decode(ram_NR: U8, previous: GameState | None = None) -> GameState:
         # Only a change of area takes control from the player; a maze's loop doesn't.
         moved = np.abs(x_raw - previous.x_raw) > _JUMP_PIXELS
         taken = (player_state != NORMAL_PLAYER) | (previous.player_state != NORMAL_PLAYER)
-        x_offset = np.where(moved & taken, previous.x_pos - x_raw, previous.x_offset).astype(np.int32)
+        # While an area loads, x is 0 for a while and then the entrance's: neither is a step.
+        loading = np.isin(player_state, _ENTERING) | np.isin(previous.player_state, _ENTERING)
+        x_offset = np.where((moved & taken) | loading, previous.x_pos - x_raw, previous.x_offset).astype(
+            np.int32
+        )
         x_best = np.maximum(previous.x_best, x_raw + x_offset)
         x_raw_best = np.maximum(previous.x_raw_best, x_raw)
     # Below the screen is death, except in the cloud bonus areas, where Mario falls back into the level.

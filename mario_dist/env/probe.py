@@ -111,7 +111,7 @@ class ProbeVectorEnv:
         self._answer_N[lane] = answer
         frame[:] = 0
         frame[answer] = 255
-        frame[-1, int(self._x_N[lane]) * (frame.shape[1] - 1) // LENGTH] += 64
+        frame[-1, int(self._x_N[lane]) * (frame.shape[1] - 1) // LENGTH] ^= 64
 
     def _end(self, lane: int) -> EpisodeEnd | None:
         length, config = int(self._clock.length_N[lane]), self._config
