@@ -40,7 +40,7 @@ class TrainState:
 def save_checkpoint(directory: Path, agent_steps: int, state: TrainState) -> Path:
     """Write ``directory/step-<agent_steps>``. An existing one of that name is replaced."""
     directory.mkdir(parents=True, exist_ok=True)
-    final = directory / f"{_PREFIX}{agent_steps:012d}"
+    final = directory / _name(agent_steps)
     temporary = directory / f"{_TEMPORARY}{final.name}"
     shutil.rmtree(temporary, ignore_errors=True)
     temporary.mkdir()
@@ -57,7 +57,8 @@ def save_checkpoint(directory: Path, agent_steps: int, state: TrainState) -> Pat
     for name, content in {**files, "manifest.json": json.dumps(manifest, indent=1).encode()}.items():
         _write_synced(temporary / name, content)
     _sync_directory(temporary)
-    shutil.rmtree(final, ignore_errors=True)
+    if final.exists():
+        _discard(final)
     temporary.rename(final)
     _sync_directory(directory)
     return final
@@ -73,12 +74,15 @@ def load_checkpoint(path: Path) -> TrainState:
         raise CheckpointError(f"{path} is damaged: cannot read manifest.json ({error})") from error
     if not isinstance(manifest, dict) or manifest.get("format") != FORMAT:
         raise CheckpointError(f"{path} is not a checkpoint of this version of mario-dist")
+    files = manifest.get("files")
+    if not isinstance(files, dict):
+        raise CheckpointError(f"{path} is damaged: manifest.json lists no files")
     for name in ("arrays.safetensors", "meta.json"):
         try:
             content = (path / name).read_bytes()
         except OSError as error:
             raise CheckpointError(f"{path} is damaged: cannot read {name} ({error.strerror})") from error
-        if _digest(content) != manifest.get("files", {}).get(name):
+        if _digest(content) != files.get(name):
             raise CheckpointError(f"{path} is damaged: {name} is not what was written")
     try:
         arrays: Arrays = load_file(path / "arrays.safetensors")
@@ -98,9 +102,24 @@ def prune(directory: Path, keep: int) -> None:
     best = best_checkpoint(directory)
     for path in list_checkpoints(directory)[keep:]:
         if path != best:
-            shutil.rmtree(path)
+            _discard(path)
     for path in directory.glob(f"{_TEMPORARY}*"):
-        shutil.rmtree(path, ignore_errors=True)
+        shutil.rmtree(path) if path.is_dir() else path.unlink()
+
+
+def set_aside_newer(directory: Path, agent_steps: int) -> list[Path]:
+    """Rename the checkpoints beyond ``agent_steps`` to ``abandoned-...``, which nothing lists or prunes.
+
+    A run that goes on from an older checkpoint leaves them on a branch of their own.
+    """
+    newer = [p for p in list_checkpoints(directory) if p.name > _name(agent_steps)]
+    moved = []
+    for path in newer:
+        aside = path.with_name(f"abandoned-{path.name}")
+        if aside.exists():
+            _discard(aside)
+        moved.append(path.rename(aside))
+    return moved
 
 
 def mark_best(directory: Path, checkpoint: Path, evaluation: Mapping[str, Any]) -> None:
@@ -120,6 +139,18 @@ def best_checkpoint(directory: Path) -> Path | None:
         return None
     path = directory / str(name)
     return path if path.is_dir() else None
+
+
+def _name(agent_steps: int) -> str:
+    return f"{_PREFIX}{agent_steps:012d}"
+
+
+def _discard(path: Path) -> None:
+    """Remove a checkpoint; killed half-way, what is left is not listed, and the next ``prune`` removes it."""
+    aside = path.with_name(f"{_TEMPORARY}old-{path.name}")
+    shutil.rmtree(aside, ignore_errors=True)
+    path.rename(aside)
+    shutil.rmtree(aside)
 
 
 def _digest(content: bytes) -> dict[str, Any]:

@@ -5,8 +5,12 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 
 from mario_dist.config import RunConfig, parse
+
+# On tensors as small as the tests', more threads only wait for each other.
+torch.set_num_threads(1)
 
 PROBE: dict[str, Any] = {
     "name": "probe",

@@ -23,4 +23,4 @@ class FrameStack:
 
     def stack_NKHW(self) -> U8:
         """A contiguous copy, lanes first: uint8 [N, K, H, W]."""
-        return np.ascontiguousarray(self.frames_KNHW.swapaxes(0, 1))
+        return self.frames_KNHW.swapaxes(0, 1).copy(order="C")

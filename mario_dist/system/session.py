@@ -14,7 +14,7 @@ from typing import Any, Literal
 
 from mario_dist import config as configuration
 from mario_dist import machine
-from mario_dist.checkpoint import TrainState, mark_best, prune, save_checkpoint
+from mario_dist.checkpoint import TrainState, mark_best, prune, save_checkpoint, set_aside_newer
 from mario_dist.config import RunConfig
 from mario_dist.errors import UserError
 from mario_dist.registry import Tracker
@@ -238,6 +238,7 @@ def open_session(
             store.create_run(row)
         else:
             store.rewind(run_id, resumed.counters.agent_steps)
+            set_aside_newer(directory / "checkpoints", resumed.counters.agent_steps)
             store.update_run(
                 run_id,
                 status="running",

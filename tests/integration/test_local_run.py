@@ -80,11 +80,14 @@ def test_interrupted_at_half_and_resumed_equals_uninterrupted_bit_for_bit(
     half = load_checkpoint(half_path)
     assert 0 < half.meta["counters"]["agent_steps"] < config.total_steps
     expected = newest(whole)
+    assert half_path != list_checkpoints(whole.directory / "checkpoints")[0]
     with RunStore(f"sqlite:///{tmp_path}/whole/mario.db") as store:
         rows_expected = store.episodes(whole.run_id)
 
     again = go(config, tmp_path / "whole", resume=half)
     assert again.run_id == whole.run_id
+    # What the first branch had saved after that moment is set aside, and the new one's is kept.
+    assert list((whole.directory / "checkpoints").glob("abandoned-step-*"))
     assert_same_arrays(newest(again), expected)
     with RunStore(f"sqlite:///{tmp_path}/whole/mario.db") as store:
         rows = store.episodes(again.run_id)

@@ -12,7 +12,8 @@ from mario_dist.checkpoint import TrainState, load_checkpoint, save_checkpoint
 from mario_dist.env import EnvConfig, ProbeVectorEnv
 from mario_dist.learner.batch import make_batch, stack_index
 from mario_dist.nets import ActorCritic, NetworkConfig, build_network, get_weights
-from mario_dist.rollout import RolloutWorker, worker
+from mario_dist.rollout import RolloutWorker
+from mario_dist.rollout import worker as worker_module
 from mario_dist.types import EpisodeRecord, Unroll, Weights
 
 K, LANES, LENGTH = 3, 4, 9
@@ -219,8 +220,10 @@ def test_unrolls_do_not_share_memory() -> None:
 
 def test_weights_are_set_only_when_their_version_is_new(monkeypatch: pytest.MonkeyPatch) -> None:
     calls: list[int] = []
-    original = worker.set_weights
-    monkeypatch.setattr(worker, "set_weights", lambda net, arrays: calls.append(1) or original(net, arrays))
+    original = worker_module.set_weights
+    monkeypatch.setattr(
+        worker_module, "set_weights", lambda net, arrays: calls.append(1) or original(net, arrays)
+    )
     collecting = a_worker()
     for version, expected in ((0, 1), (0, 1), (1, 2), (1, 2), (5, 3), (5, 3)):
         collecting.collect(weights_of(seed=version, version=version))
