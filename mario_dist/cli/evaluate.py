@@ -24,6 +24,8 @@ def evaluate_command(
 
     Example: mario-dist eval latest --episodes 100 --noop-max 30 --seed 0
     """
+    import torch
+
     from mario_dist import machine
     from mario_dist.cli.target import load_policy
     from mario_dist.config import override
@@ -34,6 +36,7 @@ def evaluate_command(
         tree = {"env": {**dataclasses.asdict(config.env), "levels": levels.split(",")}}
         config = dataclasses.replace(config, env=override(tree, ()).env)
     protocol = EvalProtocol(config.env.levels, episodes, noop_max, seed, greedy)
+    torch.set_num_threads(1)  # the emulators take the cores
     report = evaluate(network, config.env, protocol, machine.cores())
     if as_json:
         print(json.dumps({**dataclasses.asdict(report), "checkpoint": path}))

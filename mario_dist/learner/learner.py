@@ -21,7 +21,7 @@ class Learner:
     """Trains ``network`` by ``algorithm``.
 
     lr: linear schedule over the run. version counts the steps that changed the weights.
-    threads: PyTorch's CPU threads in this process; 0 leaves them as they are.
+    threads: PyTorch's CPU threads during a step; 0 leaves them as they are.
     """
 
     def __init__(
@@ -39,8 +39,7 @@ class Learner:
         compiled: bool = False,
         threads: int = 0,
     ) -> None:
-        if threads:
-            torch.set_num_threads(threads)
+        self._threads = threads
         self.device = choose_device(device)
         self.network = network.to(self.device)
         if compiled:
@@ -59,6 +58,8 @@ class Learner:
 
         Raises ``FloatingPointError`` where the loss is not finite: the weights would be lost.
         """
+        if self._threads:  # in one process, the rollouts have theirs
+            torch.set_num_threads(self._threads)
         lr = linear(self._lr, progress)
         set_lr(self._optimiser, lr)
         batch = make_batch(unrolls, self._frame_stack, self.device)

@@ -2,6 +2,8 @@
 
 from collections.abc import Sequence
 
+import torch
+
 from mario_dist.config import RunConfig
 from mario_dist.evaluation import evaluate
 from mario_dist.nets import set_weights
@@ -19,6 +21,7 @@ class LocalRollouts:
     ) -> None:
         self._config = config
         self._threads = plan.env_threads
+        self._torch_threads = plan.actor_torch_threads
         self._workers = [
             make_worker(
                 config,
@@ -47,6 +50,7 @@ class LocalRollouts:
 
     def gather(self) -> list[Collected[Unroll]]:
         assert self._weights is not None, "submit() comes before gather()"
+        torch.set_num_threads(self._torch_threads)
         results = [worker.collect(self._weights) for worker in self._workers]
         return [Collected(r.unroll, r.unroll.steps, r.episodes, r.seconds) for r in results]
 
@@ -54,6 +58,7 @@ class LocalRollouts:
         return [worker.state() for worker in self._workers]
 
     def evaluate(self, weights: Weights) -> EvalReport:
+        torch.set_num_threads(self._torch_threads)
         network = make_network(self._config)
         set_weights(network, weights.arrays)
         return evaluate(network, self._config.env, training_protocol(self._config), self._threads)

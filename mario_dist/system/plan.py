@@ -15,8 +15,8 @@ _LOCAL_CORES = 4
 class Plan:
     """Who runs where. Threads are per process.
 
-    actor_torch_threads: of each rollout actor's inference. In the local driver, which has one process,
-    the learner's count holds for both.
+    actor_torch_threads: of each rollout actor's inference: only cores that emulation leaves free, since
+    PyTorch's threads spin for a while after each forward pass, on cores that the emulators need by then.
     """
 
     driver: Literal["local", "ray"]
@@ -44,14 +44,15 @@ def make_plan(config: RunConfig, cores: int, *, gpu: bool, address: str | None =
         actors = rollout.actors or 1
         lanes = rollout.lanes or max(1, _LANES // actors)
         env_threads = rollout.threads or min(cores, lanes)
-        return Plan("local", actors, lanes, env_threads, cores, learner.threads or cores)
+        torch_threads = max(1, cores - env_threads)
+        return Plan("local", actors, lanes, env_threads, torch_threads, learner.threads or cores)
     # In turn, actors and a learner on the CPU share all cores; side by side, they divide them.
     in_turn = system.max_policy_lag == 0
     actors = rollout.actors or (cores if in_turn and not gpu else max(1, cores - 1))
     lanes = rollout.lanes or max(_MIN_LANES_PER_ACTOR, _LANES // actors)
     env_threads = rollout.threads or (max(1, cores // actors) if in_turn else 1)
     learner_threads = learner.threads or (cores if in_turn else max(1, cores - actors * env_threads))
-    return Plan("ray", actors, lanes, env_threads, env_threads, learner_threads)
+    return Plan("ray", actors, lanes, env_threads, 1, learner_threads)
 
 
 def reserved_cores(plan: Plan, config: RunConfig) -> int:

@@ -85,6 +85,7 @@ class LearnerActor:
 
 @ray.remote
 def _evaluate(config: RunConfig, weights: Weights) -> EvalReport:
+    torch.set_num_threads(1)
     network = make_network(config)
     set_weights(network, weights.arrays)
     return evaluate(network, config.env, training_protocol(config), machine.cores())

@@ -265,15 +265,12 @@ def test_a_missing_device_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
         a_learner(device="cuda")
 
 
-def test_threads_are_set_where_asked_for() -> None:
+def test_threads_are_set_where_asked_for(batches: list[list[Unroll]]) -> None:
     before = torch.get_num_threads()
     try:
-        a_learner(threads=2)
-        assert torch.get_num_threads() == 2
-        a_learner(threads=0)
-        assert torch.get_num_threads() == 2
-        a_learner(threads=1)
-        assert torch.get_num_threads() == 1
+        for asked, expected in ((2, 2), (0, 2), (1, 1)):
+            a_learner(threads=asked).step(batches[0], 0.0)
+            assert torch.get_num_threads() == expected
     finally:
         torch.set_num_threads(before)
 

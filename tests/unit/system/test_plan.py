@@ -9,7 +9,7 @@ from mario_dist.system.plan import make_plan, reserved_cores
 def test_a_small_machine_trains_in_one_process() -> None:
     plan = make_plan(RunConfig(), cores=2, gpu=False)
     assert (plan.driver, plan.actors, plan.lanes) == ("local", 1, 16)
-    assert (plan.env_threads, plan.learner_threads) == (2, 2)
+    assert (plan.env_threads, plan.actor_torch_threads, plan.learner_threads) == (2, 1, 2)
 
 
 def test_a_large_machine_or_an_address_means_ray() -> None:
