@@ -6,6 +6,7 @@ Run as ``python -m mario_dist.bench.ours '<PeerSettings as JSON>'``.
 import tempfile
 from itertools import pairwise
 from pathlib import Path
+from statistics import median
 
 from mario_dist.algos.ppo import PPOConfig
 from mario_dist.bench.peers.process import child_main
@@ -63,6 +64,10 @@ def measure(settings: PeerSettings) -> PeerResult:
         )
         with RunStore(url) as store:
             rows = store.metrics(result.run_id, ["collect_s"])
+            parts = {
+                name: median(row["value"] for row in store.metrics(result.run_id, [f"{name}_s"])[1:])
+                for name in ("worker_environment", "worker_inference", "learn")
+            }
             plan = store.get_run(result.run_id).machine["plan"]
     # The first iteration has no predecessor in the store; there is at least one warm-up to give up.
     iterations = [
@@ -73,7 +78,7 @@ def measure(settings: PeerSettings) -> PeerResult:
         )
         for before, now in pairwise(rows)
     ]
-    return summarise(iterations[-settings.iterations :], {"plan": plan})
+    return summarise(iterations[-settings.iterations :], {"plan": plan, "seconds_of_parts": parts})
 
 
 if __name__ == "__main__":

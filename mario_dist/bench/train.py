@@ -21,7 +21,8 @@ def bench_train(
     """
     document: dict[str, Any] = {"machine": machine.describe(), "settings": dataclasses.asdict(settings)}
     announce(f"measuring {OURS}")
-    ours = run_in_child("mario_dist.bench.ours", settings, _TIMEOUT_S)
+    # The peers' threads are what the caller asked for; ours are what our plan says.
+    ours = run_in_child("mario_dist.bench.ours", dataclasses.replace(settings, torch_threads=0), _TIMEOUT_S)
     document[OURS] = dataclasses.asdict(ours)
     ratio = {}
     for peer in peers:

@@ -62,6 +62,9 @@ def train(
     steps: Annotated[int, typer.Option(min=1, help="Agent steps of each environment per iteration.")] = 128,
     iterations: Annotated[int, typer.Option(min=1, help="Measured iterations, after one warm-up.")] = 3,
     level: str = "1-1",
+    peer_threads: Annotated[
+        int, typer.Option(min=0, help="The peers' PyTorch threads; 0 for what is fastest for each.")
+    ] = 0,
     as_json: Json = False,
 ) -> None:
     """Agent steps per second of the whole PPO loop, beside the peers on the same settings.
@@ -78,7 +81,12 @@ def train(
             raise typer.BadParameter(f"there is no peer {name!r}; peers are {', '.join(PEERS)}")
     try:
         settings = PeerSettings(
-            level=level, n_envs=envs, n_steps=steps, minibatch=min(256, envs * steps), iterations=iterations
+            level=level,
+            n_envs=envs,
+            n_steps=steps,
+            minibatch=min(256, envs * steps),
+            iterations=iterations,
+            torch_threads=peer_threads,
         )
     except ValueError as error:
         raise UserError(str(error)) from error

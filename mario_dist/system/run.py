@@ -65,6 +65,10 @@ def run_training(
         check_network(network, resume)
     run_id = str(resume.meta["run_id"]) if resume is not None else new_run_id(config.name)
     resumed = None if resume is None else _resumed(resume)
+    if resumed is not None and resumed.counters.agent_steps >= config.total_steps:
+        raise UserError(
+            f"{run_id} has done its {config.total_steps:,} agent steps; give a larger total_steps to train on"
+        )
     with ExitStack() as stack:
         plan, gpu = _plan(config, address, stack)
         session = stack.enter_context(
@@ -169,6 +173,7 @@ def _resumed(state: TrainState) -> Resumed:
         mlflow_run_id=meta["mlflow_run_id"],
         best=None if best is None else (float(best[0]), float(best[1])),
         incarnation=int(meta["incarnation"]) + 1,
+        wall_s=float(meta["wall_s"]),
     )
 
 

@@ -33,12 +33,14 @@ class Resumed:
     """Where a run goes on: what its checkpoint says beside the arrays.
 
     incarnation: the one that this process's workers begin with, so that no episode's number comes twice.
+    wall_s: seconds of training that earlier processes spent on it.
     """
 
     counters: Counters
     mlflow_run_id: str | None
     best: tuple[float, float] | None
     incarnation: int
+    wall_s: float
 
 
 class Session:
@@ -69,6 +71,7 @@ class Session:
         self._incarnation = resumed.incarnation
         self._start_steps = resumed.counters.agent_steps
         self._started_at = time.monotonic()
+        self._wall_before_s = resumed.wall_s
         self._marks: deque[tuple[float, int]] = deque([(self._started_at, self._start_steps)], _RATE_WINDOW)
         self._paused_s = 0.0
         self._recent: deque[EpisodeRecord] = deque(maxlen=_RECENT_EPISODES)
@@ -97,6 +100,7 @@ class Session:
             "agent_steps_per_s": progress.agent_steps_per_s,
             "collect_s": iteration.collect_s,
             "learn_s": iteration.learn_s,
+            **{f"worker_{name}_s": seconds for name, seconds in iteration.worker_seconds.items()},
             "queue_depth": float(iteration.queue_depth),
             "actor_restarts": float(iteration.restarts),
             "episodes": float(counters.episodes),
@@ -137,6 +141,7 @@ class Session:
             "workers": len(workers),
             "incarnation": self._incarnation + self._restarts,
             "best": self.best,
+            "wall_s": self._wall_s(),
             "evaluation": None if evaluation is None else dataclasses.asdict(evaluation),
             "config": configuration.to_tree(self._config),
         }
@@ -160,9 +165,12 @@ class Session:
             self._tracker.artifacts(path, "checkpoints/final")
         self.note(f"checkpoint {path}{' (the best so far)' if best else ''}")
 
+    def _wall_s(self) -> float:
+        """Seconds of training since the run began, over all its processes."""
+        return self._wall_before_s + time.monotonic() - self._started_at
+
     def _record(self, metrics: Mapping[str, float]) -> None:
-        wall_s = time.monotonic() - self._started_at
-        self._writer.metrics(self.counters.agent_steps, wall_s, metrics)
+        self._writer.metrics(self.counters.agent_steps, self._wall_s(), metrics)
         self._tracker.metrics(self.counters.agent_steps, metrics)
 
     def _progress(self, iteration: Iteration) -> Progress:
@@ -211,7 +219,7 @@ def open_session(
     every door was found open. Raises ``UserError`` where one is shut.
     """
     fresh = resumed is None
-    resumed = resumed or Resumed(Counters(), None, None, 0)
+    resumed = resumed or Resumed(Counters(), None, None, 0, 0.0)
     with ExitStack() as stack:
         store = stack.enter_context(RunStore(store_url))
         tracker = Tracker(tracking_uri)
@@ -266,6 +274,9 @@ def open_session(
             yield session
             done = session.counters.agent_steps >= config.total_steps
             status = "finished" if done else "stopped"
+        except KeyboardInterrupt:
+            status = "stopped"
+            raise
         finally:
             try:
                 writer.close()

@@ -1,7 +1,7 @@
 """The one picture of DESIGN.md as a function: rollouts -> queue -> learner -> weights -> rollouts."""
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from typing import Literal, Protocol
 
@@ -24,7 +24,10 @@ class Counters:
 
 @dataclass(frozen=True, slots=True)
 class Iteration:
-    """What happened between two learner steps, for whoever watches. Seconds are wall-clock."""
+    """What happened between two learner steps, for whoever watches. Seconds are wall-clock.
+
+    worker_seconds: where the workers' time went (environment, inference), the mean over them.
+    """
 
     counters: Counters
     episodes: tuple[EpisodeRecord, ...]
@@ -33,6 +36,7 @@ class Iteration:
     restarts: int
     collect_s: float
     learn_s: float
+    worker_seconds: Mapping[str, float]
 
 
 class Observer(Protocol):
@@ -92,7 +96,16 @@ def train[W, U](
 
         episodes = tuple(episode for item in collected for episode in item.episodes)
         observer.iterated(
-            Iteration(counters, episodes, report, queue_depth, rollouts.restarts, collect_s, learn_s)
+            Iteration(
+                counters,
+                episodes,
+                report,
+                queue_depth,
+                rollouts.restarts,
+                collect_s,
+                learn_s,
+                _mean_seconds(collected),
+            )
         )
         evaluation = None
         if evaluate and not stop:
@@ -113,6 +126,11 @@ def _advance[U](counters: Counters, collected: list[Collected[U]]) -> Counters:
         iterations=counters.iterations + 1,
         episodes=counters.episodes + sum(len(item.episodes) for item in collected),
     )
+
+
+def _mean_seconds[U](collected: list[Collected[U]]) -> dict[str, float]:
+    names = {name for item in collected for name in item.seconds}
+    return {name: sum(i.seconds.get(name, 0.0) for i in collected) / len(collected) for name in sorted(names)}
 
 
 def _passed(before: Counters, after: Counters, every: int) -> bool:

@@ -136,6 +136,16 @@ def test_a_checkpoint_of_another_network_is_refused(
     assert "does not fit this configuration: these weights are of another network" in line
 
 
+def test_a_finished_run_is_not_run_again(
+    smoke: dict[str, str], here: Callable[..., Result], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("MARIO_DIST_RUNS", smoke["MARIO_DIST_RUNS"])
+    result = here("train", "--resume", "latest")
+    assert result.returncode == 1
+    (line,) = result.stderr.splitlines()
+    assert "has done its 1,024 agent steps; give a larger total_steps" in line
+
+
 @pytest.mark.parametrize(
     ("arguments", "code", "expected"),
     [

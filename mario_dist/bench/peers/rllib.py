@@ -46,8 +46,9 @@ def fastest_arrangement(n_envs: int, cores: int) -> Arrangement:
     """As many remote runners as cores, each stepping its equal share of the emulators in turn.
 
     Such a runner acts and emulates without a pipe between, on a core of its own that is never idle while
-    another waits. Measured on 2 idle cores, 8 emulators, agent steps/s: 2 runners x 4 sync 173, the
-    algorithm's own process x 8 async 149 (like SubprocVecEnv: everyone waits for the slowest emulator).
+    another waits. Measured on 2 nearly idle cores, 8 emulators, agent steps/s, medians of 5 iterations:
+    2 runners x 4 sync 163 and 173, the algorithm's own process x 8 async 136 (like SubprocVecEnv: all
+    wait for the slowest emulator). On a busy machine the order was the same.
     """
     runners = max(r for r in range(1, min(n_envs, cores) + 1) if n_envs % r == 0)
     return Arrangement(runners, n_envs // runners, "sync")
