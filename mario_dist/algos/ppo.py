@@ -19,7 +19,7 @@ class PPOConfig:
     """PPO's settings. A pair ``(start, end)`` is a linear schedule over the run's total steps.
 
     minibatch: samples per gradient step. value_clip: clip range of the value loss, None for no clipping.
-    target_kl: epochs stop once a minibatch's approximate KL passes it, None for never.
+    target_kl: no further epoch once a minibatch's approximate KL has passed it, None for never.
     """
 
     name: Literal["ppo"] = "ppo"

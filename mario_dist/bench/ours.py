@@ -17,6 +17,7 @@ from mario_dist.config import (
     LearnerConfig,
     RolloutConfig,
     RunConfig,
+    SystemConfig,
 )
 from mario_dist.env import EnvConfig
 from mario_dist.nets import NetworkConfig
@@ -44,7 +45,9 @@ def run_config(settings: PeerSettings) -> RunConfig:
             epochs=settings.epochs,
             minibatch=settings.minibatch,
         ),
-        rollout=RolloutConfig(lanes=settings.n_envs, unroll_length=settings.n_steps),
+        rollout=RolloutConfig(actors=1, lanes=settings.n_envs, unroll_length=settings.n_steps),
+        # One process, whatever the machine: the peers have this many emulators too.
+        system=SystemConfig(driver="local"),
         learner=LearnerConfig(device=settings.device, threads=settings.torch_threads),
         checkpoint=CheckpointConfig(every_steps=10**9),
         evaluation=EvaluationConfig(every_steps=0),

@@ -79,8 +79,8 @@ def load_policy(target: str) -> tuple[ActorCritic, RunConfig, str]:
     return network.eval(), config, str(path)
 
 
-def resume_state(ref: str) -> TrainState:
-    """The newest state of a run, or the one at a checkpoint's path.
+def resume_state(ref: str) -> tuple[TrainState, Path]:
+    """The newest state of a run, or the one at a checkpoint's path, and the run's directory.
 
     Raises ``UserError`` where it is damaged, naming it and the one before it.
     """
@@ -93,7 +93,7 @@ def resume_state(ref: str) -> TrainState:
         raise UserError(f"{ref} has no checkpoint to resume from; start it anew with mario-dist train")
     newest, *older = candidates
     try:
-        return load_checkpoint(newest)
+        return load_checkpoint(newest), newest.resolve().parents[1]
     except CheckpointError as error:
         offer = f"; the one before it: mario-dist train --resume {older[0]}" if older else ""
         raise UserError(f"{error}{offer}") from error

@@ -38,11 +38,11 @@ def train_command(
     from mario_dist.store import default_url
     from mario_dist.system.run import resume_config, run_training
 
-    state = None
+    state, directory = None, None
     if resume is not None:
         if arguments and "=" not in arguments[0]:
             raise UserError("--resume takes the run's own configuration; give only key=value overrides")
-        state = resume_state(resume)
+        state, directory = resume_state(resume)
         config = resume_config(state, arguments or [])
     else:
         config = read_config(arguments or [])
@@ -53,6 +53,7 @@ def train_command(
         tracking_uri=default_tracking_uri(),
         address=address,
         resume=state,
+        directory=directory,
     )
     if as_json:
         print(json.dumps({**dataclasses.asdict(result), "directory": str(result.directory)}))

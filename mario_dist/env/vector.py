@@ -71,7 +71,8 @@ class EpisodeClock:
 
 def lane_generators(seed: Sequence[int], n_lanes: int) -> list[np.random.Generator]:
     """One independent random stream for each lane."""
-    return [np.random.default_rng([*seed, lane]) for lane in range(n_lanes)]
+    # NumPy pads seeds with zeros: without its length, (s,) lane 1 would be (s, 1) lane 0.
+    return [np.random.default_rng([len(seed), *seed, lane]) for lane in range(n_lanes)]
 
 
 def generator_state(rng: np.random.Generator) -> U8:

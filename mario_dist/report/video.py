@@ -6,6 +6,7 @@ import ctypes.util
 import importlib
 import os
 import sys
+import time
 from collections.abc import Iterator
 from fractions import Fraction
 from pathlib import Path
@@ -208,15 +209,17 @@ class _PygletScreen:
 
 
 class Window:
-    """Shows frames on the screen; closing it, q or Esc make ``show`` return False.
+    """Shows frames on the screen, at most ``fps`` a second; closing it, q or Esc make ``show`` return False.
 
     Raises ``UserError`` where there is no display, or no toolkit that can open a window on it. Use it from
     the main thread, as every toolkit demands.
     """
 
-    def __init__(self, title: str, scale: int = 2) -> None:
+    def __init__(self, title: str, scale: int = 2, fps: int = 60) -> None:
         if not has_display():
             raise UserError(NO_DISPLAY)
+        self._frame_s = 1 / fps
+        self._due = time.monotonic()
         self._screen: _Screen | None = _open_screen(title, scale)
 
     def __enter__(self) -> "Window":
@@ -228,7 +231,10 @@ class Window:
         self.close()
 
     def show(self, rgb_HW3: U8) -> bool:
-        """Show a uint8 frame of shape [H, W, 3] now; False once the person has closed the window."""
+        """Show a uint8 frame of shape [H, W, 3] when it is due; False once the person closed the window."""
+        # The game's own pace: emulation alone would run many times as fast. A late frame is not made up.
+        time.sleep(max(0.0, self._due - time.monotonic()))
+        self._due = max(self._due, time.monotonic()) + self._frame_s
         if self._screen is not None and not self._screen.show(rgb_HW3):
             self.close()
         return self._screen is not None

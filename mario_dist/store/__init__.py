@@ -7,6 +7,7 @@ from mario_dist.store.rows import (
     EpisodeRow,
     EpisodeSummary,
     MetricRow,
+    RunChanges,
     RunRow,
     RunStatus,
 )
@@ -19,6 +20,7 @@ __all__ = [
     "EpisodeRow",
     "EpisodeSummary",
     "MetricRow",
+    "RunChanges",
     "RunRow",
     "RunStatus",
     "RunStore",

@@ -4,6 +4,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 from mario_dist.config import RunConfig
+from mario_dist.errors import UserError
 
 _LANES = 16
 _MIN_LANES_PER_ACTOR = 8
@@ -26,20 +27,20 @@ class Plan:
     actor_torch_threads: int
     learner_threads: int
 
-    @property
-    def total_lanes(self) -> int:
-        return self.actors * self.lanes
-
 
 def make_plan(config: RunConfig, cores: int, *, gpu: bool, address: str | None = None) -> Plan:
     """Fill in what the configuration leaves to the machine, which has ``cores`` cores.
 
-    address: what --address said; with one, ``driver: auto`` means Ray.
+    address: what --address said; with one, ``driver: auto`` means Ray. Raises ``UserError`` for a policy
+    lag that the driver cannot have.
     """
     rollout, learner, system = config.rollout, config.learner, config.system
     driver = system.driver
     if driver == "auto":
-        driver = "ray" if address is not None or cores > _LOCAL_CORES else "local"
+        overlapping = system.max_policy_lag > 0
+        driver = "ray" if address is not None or cores > _LOCAL_CORES or overlapping else "local"
+    if driver == "local" and system.max_policy_lag > 0:
+        raise UserError("system.max_policy_lag=1 needs actors beside the learner: system.driver=ray")
     if driver == "local":
         actors = rollout.actors or 1
         lanes = rollout.lanes or max(1, _LANES // actors)

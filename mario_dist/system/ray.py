@@ -19,7 +19,7 @@ os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
 
 import ray
 import torch
-from ray.exceptions import RayActorError, RayError
+from ray.exceptions import RayActorError, RayError, RayTaskError
 
 from mario_dist import machine
 from mario_dist.config import RunConfig
@@ -69,7 +69,7 @@ class LearnerActor:
     """A thin shell around ``Learner``."""
 
     def __init__(self, config: RunConfig, plan: Plan, state: Arrays | None) -> None:
-        self._learner = make_learner(config, plan.learner_threads)
+        self._learner = make_learner(config, min(plan.learner_threads, machine.cores()))
         if state is not None:
             self._learner.restore(state)
 
@@ -151,6 +151,8 @@ class RayRollouts:
                 meta: Meta = _get(meta_ref)
                 return Collected(unroll, meta.steps, meta.episodes, meta.seconds)
             except RayActorError as error:
+                if isinstance(error, RayTaskError) or error.actor_init_failed:
+                    raise  # not this actor's death: another's (the learner's), or a defect that would repeat
                 # The dead actor's unroll is lost; its successor makes another.
                 self._replace(index, error)
                 self._pending[index] = self._collect(self._actors[index])
@@ -192,7 +194,7 @@ class RayLearner:
 
 @dataclass(frozen=True, slots=True)
 class Resources:
-    """What the cluster has."""
+    """What the cluster has to spare."""
 
     cores: int
     gpu: bool
@@ -225,7 +227,8 @@ def connected(address: str | None, dashboard_port: int | None, *, cores: int) ->
             f"cannot reach Ray at {address or 'local'} ({reason}); start it: ray start --head"
         ) from error
     try:
-        resources: dict[str, float] = ray.cluster_resources()  # type: ignore[no-untyped-call]
+        # What others hold is not there for this run: it would wait for it without a word.
+        resources: dict[str, float] = ray.available_resources()  # type: ignore[no-untyped-call]
         yield Resources(max(1, int(resources.get("CPU", 1))), resources.get("GPU", 0) >= 1)
     finally:
         ray.shutdown()

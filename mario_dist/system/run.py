@@ -17,6 +17,7 @@ from mario_dist.checkpoint import TrainState
 from mario_dist.config import RunConfig
 from mario_dist.errors import UserError
 from mario_dist.learner import network_arrays
+from mario_dist.learner.device import choose_device
 from mario_dist.nets import set_weights
 from mario_dist.system.build import make_learner, make_network
 from mario_dist.system.local import LocalRollouts
@@ -52,8 +53,9 @@ def run_training(
     tracking_uri: str,
     address: str | None = None,
     resume: TrainState | None = None,
+    directory: Path | None = None,
 ) -> RunResult:
-    """Train as ``config`` says, in a new run under ``runs`` or on from ``resume``.
+    """Train as ``config`` says, in a new run under ``runs`` or on from ``resume`` in its ``directory``.
 
     address: "local" for Ray on this machine, "auto" or a host for a cluster that runs, None for the plan's
     choice. Raises ``UserError`` for what the user can mend, before anything of the run exists.
@@ -71,18 +73,19 @@ def run_training(
         )
     with ExitStack() as stack:
         plan, gpu = _plan(config, address, stack)
+        request = stack.enter_context(stop_on_signals())
         session = stack.enter_context(
             open_session(
                 run_id,
                 config,
-                runs / run_id,
+                directory or runs / run_id,
                 store_url=store_url,
                 tracking_uri=tracking_uri,
                 details={"plan": dataclasses.asdict(plan)},
                 resumed=resumed,
             )
         )
-        request = stack.enter_context(stop_on_signals(session.note))
+        request.notify(session.note)
         session.note(
             f"{plan.driver} driver: {plan.actors} actor(s) x {plan.lanes} lanes,"
             f" {plan.env_threads} emulation thread(s) each, {plan.learner_threads} learner thread(s)"
@@ -96,7 +99,8 @@ def check_network(network: torch.nn.Module, state: TrainState) -> None:
     try:
         set_weights(network, network_arrays(_part(state.arrays, "learner.")))
     except ValueError as error:
-        raise UserError(f"the checkpoint does not fit this configuration: {error}") from error
+        where = f"{state.meta['run_id']} at {state.meta['counters']['agent_steps']:,} steps"
+        raise UserError(f"the checkpoint of {where} does not fit this configuration: {error}") from error
 
 
 def worker_states(state: TrainState) -> list[Arrays]:
@@ -107,12 +111,16 @@ def _plan(config: RunConfig, address: str | None, stack: ExitStack) -> tuple[Pla
     """Who runs where; connects to Ray where the plan needs it."""
     gpu = config.learner.device in ("auto", "cuda") and torch.cuda.is_available()
     plan = make_plan(config, machine.cores(), gpu=gpu, address=address)
+    here = address in (None, "local")
+    if here:
+        try:
+            choose_device(config.learner.device)
+        except ValueError as error:
+            raise UserError(f"learner: {error}") from error
     if plan.driver == "local":
-        make_learner(config, plan.learner_threads)  # a missing device is found before the run exists
         return plan, gpu
     from mario_dist.system.ray import connected
 
-    here = address in (None, "local")
     resources = stack.enter_context(
         connected(None if here else address, config.system.dashboard_port, cores=reserved_cores(plan, config))
     )
@@ -120,8 +128,8 @@ def _plan(config: RunConfig, address: str | None, stack: ExitStack) -> tuple[Pla
         plan = make_plan(config, resources.cores, gpu=resources.gpu, address=address)
     if reserved_cores(plan, config) > resources.cores:
         raise UserError(
-            f"this run reserves {reserved_cores(plan, config)} cores and the cluster has {resources.cores};"
-            " lower rollout.actors or rollout.threads"
+            f"this run reserves {reserved_cores(plan, config)} cores and the cluster has"
+            f" {resources.cores} free; lower rollout.actors or rollout.threads"
         )
     return plan, resources.gpu and config.learner.device in ("auto", "cuda")
 
@@ -138,10 +146,8 @@ def _drive(
     """Build the plan's driver and run the topology on it."""
     counters = resumed.counters if resumed is not None else Counters()
     states = worker_states(resume) if resume is not None else []
-    if states and len(states) != plan.actors:
-        session.note(
-            f"the checkpoint has {len(states)} worker(s), this run {plan.actors}: episodes start anew"
-        )
+    if resume is not None and not _workers_fit(config, plan, resume, states):
+        session.note("other actors, lanes or environment than in the checkpoint: episodes start anew")
         states = []
     incarnation = resumed.incarnation if resumed is not None else 0
     learner_state = _part(resume.arrays, "learner.") if resume is not None else None
@@ -165,6 +171,13 @@ def _drive(
         ray_learner.close()
 
 
+def _workers_fit(config: RunConfig, plan: Plan, resume: TrainState, states: list[Arrays]) -> bool:
+    """Whether the workers of a checkpoint can go on under this plan."""
+    same_env = configuration.parse(resume.meta["config"]).env == config.env
+    lanes = {int(state["env.clock.length"].shape[0]) for state in states if state}
+    return same_env and len(states) == plan.actors and lanes <= {plan.lanes}
+
+
 def _resumed(state: TrainState) -> Resumed:
     meta: Any = state.meta
     best = meta["best"]
@@ -173,7 +186,7 @@ def _resumed(state: TrainState) -> Resumed:
         mlflow_run_id=meta["mlflow_run_id"],
         best=None if best is None else (float(best[0]), float(best[1])),
         incarnation=int(meta["incarnation"]) + 1,
-        wall_s=float(meta["wall_s"]),
+        wall_s=float(meta.get("wall_s", 0.0)),
     )
 
 

@@ -3,6 +3,7 @@
 import dataclasses
 import fcntl
 import os
+import shutil
 import time
 from collections import deque
 from collections.abc import Iterator, Mapping
@@ -20,7 +21,7 @@ from mario_dist.errors import UserError
 from mario_dist.registry import Tracker
 from mario_dist.report.live import LiveView
 from mario_dist.report.progress import Progress
-from mario_dist.store import CheckpointKind, CheckpointRow, RunRow, RunStore, StoreWriter
+from mario_dist.store import CheckpointKind, CheckpointRow, RunChanges, RunRow, RunStore, StoreWriter
 from mario_dist.system.topology import Counters, Iteration
 from mario_dist.types import Arrays, EpisodeRecord, EvalReport
 
@@ -124,7 +125,13 @@ class Session:
         )
 
     def checkpoint(
-        self, counters: Counters, learner: Arrays, workers: list[Arrays], evaluation: EvalReport | None
+        self,
+        counters: Counters,
+        learner: Arrays,
+        workers: list[Arrays],
+        evaluation: EvalReport | None,
+        *,
+        last: bool,
     ) -> None:
         # Rows first: a checkpoint never knows more episodes than the store.
         self._writer.flush()
@@ -149,9 +156,7 @@ class Session:
         if evaluation is not None and best:
             mark_best(self.checkpoints, path, dataclasses.asdict(evaluation))
         prune(self.checkpoints, self._config.checkpoint.keep)
-        kind: CheckpointKind = (
-            "final" if counters.agent_steps >= self._config.total_steps else "best" if best else "latest"
-        )
+        kind: CheckpointKind = "final" if last else "best" if best else "latest"
         self._store.add_checkpoint(
             self.run_id,
             CheckpointRow(
@@ -220,76 +225,77 @@ def open_session(
     """
     fresh = resumed is None
     resumed = resumed or Resumed(Counters(), None, None, 0, 0.0)
+    directory = directory.resolve()
     with ExitStack() as stack:
         store = stack.enter_context(RunStore(store_url))
+        if not fresh:
+            store.get_run(run_id)  # a checkpoint of another store's run is refused before anything changes
         tracker = Tracker(tracking_uri)
         _make_directory(directory)
         stack.enter_context(_lock(directory))
-        (directory / "config.yaml").write_text(configuration.dump(config))
         commit, dirty = machine.git_state(Path(__file__).parent)
-        versions, described = machine.versions(), {**machine.describe(), **details}
-        if fresh:
-            row = RunRow(
-                id=run_id,
-                name=config.name,
-                seed=config.seed,
-                total_steps=config.total_steps,
-                level=",".join(config.env.levels),
-                algo=config.algo.name,
-                config=configuration.to_tree(config),
-                git_commit=commit,
-                git_dirty=bool(dirty),
-                versions=versions,
-                machine=described,
-                directory=str(directory),
+        tree = configuration.to_tree(config)
+        try:
+            mlflow_run_id = tracker.start(
+                config.name,
+                _flatten(tree),
+                configuration.dump(config),
+                {"mario_dist.run_id": run_id, "git_commit": commit or "", "directory": str(directory)},
+                resumed.mlflow_run_id,
             )
-            store.create_run(row)
-        else:
-            store.rewind(run_id, resumed.counters.agent_steps)
-            set_aside_newer(directory / "checkpoints", resumed.counters.agent_steps)
-            store.update_run(
-                run_id,
-                status="running",
-                ended_at=None,
-                total_steps=config.total_steps,
-                config=configuration.to_tree(config),
-                git_commit=commit,
-                git_dirty=bool(dirty),
-                versions=versions,
-                machine=described,
-            )
-        mlflow_run_id = tracker.start(
-            config.name,
-            _flatten(configuration.to_tree(config)),
-            configuration.dump(config),
-            {"mario_dist.run_id": run_id, "git_commit": commit or "", "directory": str(directory.resolve())},
-            resumed.mlflow_run_id,
-        )
-        store.update_run(run_id, mlflow_run_id=mlflow_run_id)
-        writer = StoreWriter(store, run_id)
-        view = stack.enter_context(LiveView(run_id, config))
-        session = Session(run_id, config, directory, store, writer, tracker, view, resumed, mlflow_run_id)
+        except BaseException:
+            if fresh:
+                shutil.rmtree(directory)  # it holds the lock file only
+            raise
+        session: Session | None = None
         status: Literal["finished", "stopped", "failed"] = "failed"
         try:
-            yield session
-            done = session.counters.agent_steps >= config.total_steps
-            status = "finished" if done else "stopped"
-        except KeyboardInterrupt:
-            status = "stopped"
-            raise
-        finally:
-            try:
-                writer.close()
-            finally:
-                store.update_run(
-                    run_id,
-                    status=status,
-                    ended_at=datetime.now(UTC),
-                    agent_steps=session.counters.agent_steps,
+            (directory / "config.yaml").write_text(configuration.dump(config))
+            changes: RunChanges = {
+                "total_steps": config.total_steps,
+                "config": tree,
+                "git_commit": commit,
+                "git_dirty": bool(dirty),
+                "versions": machine.versions(),
+                "machine": {**machine.describe(), **details},
+                "mlflow_run_id": mlflow_run_id,
+            }
+            if fresh:
+                level = ",".join(config.env.levels)
+                row = RunRow(
+                    id=run_id,
+                    name=config.name,
+                    seed=config.seed,
+                    level=level,
+                    algo=config.algo.name,
+                    directory=str(directory),
+                    **changes,
                 )
-                tracker.finish(status)
-                if tracker.dropped:
-                    session.note(f"{tracker.dropped} metric values did not reach MLflow")
+                store.create_run(row)
+            else:
+                store.rewind(run_id, resumed.counters.agent_steps)
+                set_aside_newer(directory / "checkpoints", resumed.counters.agent_steps)
+                again: RunChanges = {**changes, "status": "running", "ended_at": None}
+                store.update_run(run_id, **again)
+            writer = StoreWriter(store, run_id)
+            view = stack.enter_context(LiveView(run_id, config))
+            session = Session(run_id, config, directory, store, writer, tracker, view, resumed, mlflow_run_id)
+            try:
+                yield session
+                done = session.counters.agent_steps >= config.total_steps
+                status = "finished" if done else "stopped"
+            except KeyboardInterrupt:
+                status = "stopped"
+                raise
+            finally:
+                writer.close()
+        finally:
+            if session is not None:
+                steps = session.counters.agent_steps
+                store.update_run(run_id, status=status, ended_at=datetime.now(UTC), agent_steps=steps)
+            tracker.finish(status)
+            if session is not None and tracker.dropped:
+                session.note(f"{tracker.dropped} metric values did not reach MLflow")
 
 
 def _make_directory(directory: Path) -> None:

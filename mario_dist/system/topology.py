@@ -47,7 +47,13 @@ class Observer(Protocol):
     def evaluated(self, counters: Counters, report: EvalReport) -> None: ...
 
     def checkpoint(
-        self, counters: Counters, learner: Arrays, workers: list[Arrays], evaluation: EvalReport | None
+        self,
+        counters: Counters,
+        learner: Arrays,
+        workers: list[Arrays],
+        evaluation: EvalReport | None,
+        *,
+        last: bool,
     ) -> None: ...
 
 
@@ -112,9 +118,11 @@ def train[W, U](
             evaluation = rollouts.evaluate(weights)
             observer.evaluated(counters, evaluation)
         if save:
-            observer.checkpoint(counters, learner.state(), rollouts.state(), evaluation)
-        if done or stop:
-            return "finished" if done else "stopped"
+            last = done or should_stop()
+            observer.checkpoint(counters, learner.state(), rollouts.state(), evaluation, last=last)
+            # A signal that came meanwhile finds everything saved.
+            if last or should_stop():
+                return "finished" if done else "stopped"
         if not overlap:
             rollouts.submit(weights)
 

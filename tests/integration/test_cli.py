@@ -133,7 +133,8 @@ def test_a_checkpoint_of_another_network_is_refused(
     result = here("train", "--resume", smoke["RUN"], "network.hidden=99", "total_steps=2048")
     assert result.returncode == 1
     (line,) = result.stderr.splitlines()
-    assert "does not fit this configuration: these weights are of another network" in line
+    assert f"the checkpoint of {smoke['RUN']} at 1,024 steps does not fit this configuration" in line
+    assert "these weights are of another network" in line
 
 
 def test_a_finished_run_is_not_run_again(

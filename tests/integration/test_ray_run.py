@@ -34,7 +34,13 @@ class Log:
         assert report.episodes > 0
 
     def checkpoint(
-        self, counters: Counters, learner: Arrays, workers: list[Arrays], evaluation: EvalReport | None
+        self,
+        counters: Counters,
+        learner: Arrays,
+        workers: list[Arrays],
+        evaluation: EvalReport | None,
+        *,
+        last: bool,
     ) -> None:
         self.states.append((learner, workers))
 

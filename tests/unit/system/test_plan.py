@@ -3,6 +3,7 @@
 import pytest
 
 from mario_dist.config import RunConfig, parse
+from mario_dist.errors import UserError
 from mario_dist.system.plan import make_plan, reserved_cores
 
 
@@ -23,6 +24,10 @@ def test_a_large_machine_or_an_address_means_ray() -> None:
 @pytest.mark.parametrize("driver", ["local", "ray"])
 def test_the_machine_is_never_oversubscribed_by_itself(cores: int, lag: int, gpu: bool, driver: str) -> None:
     config = parse({"system": {"driver": driver, "max_policy_lag": lag}})
+    if driver == "local" and lag:
+        with pytest.raises(UserError, match="max_policy_lag=1 needs actors beside the learner"):
+            make_plan(config, cores, gpu=gpu)
+        return
     plan = make_plan(config, cores, gpu=gpu)
     assert plan.actors * plan.env_threads <= cores
     assert plan.learner_threads <= cores
@@ -43,4 +48,3 @@ def test_what_is_configured_is_done() -> None:
     plan = make_plan(config, cores=2, gpu=False)
     assert (plan.actors, plan.lanes, plan.env_threads, plan.learner_threads) == (3, 5, 2, 7)
     assert reserved_cores(plan, config) == 6
-    assert plan.total_lanes == 15

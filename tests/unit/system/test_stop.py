@@ -12,7 +12,8 @@ from mario_dist.system.stop import stop_on_signals
 def test_the_first_signal_asks_and_the_second_interrupts(number: signal.Signals) -> None:
     notices: list[str] = []
     before = signal.getsignal(number)
-    with stop_on_signals(notices.append) as stop:
+    with stop_on_signals() as stop:
+        stop.notify(notices.append)
         assert not stop()
         os.kill(os.getpid(), number)
         assert stop()

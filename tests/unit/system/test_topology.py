@@ -25,7 +25,13 @@ class Log:
         self.evaluations.append(counters.agent_steps)
 
     def checkpoint(
-        self, counters: Counters, learner: Arrays, workers: list[Arrays], evaluation: EvalReport | None
+        self,
+        counters: Counters,
+        learner: Arrays,
+        workers: list[Arrays],
+        evaluation: EvalReport | None,
+        *,
+        last: bool,
     ) -> None:
         self.checkpoints.append((counters.agent_steps, evaluation is not None))
 
