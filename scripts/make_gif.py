@@ -1,4 +1,4 @@
-"""Make docs/mario.gif: the best of some episodes of a TARGET, at a quarter of the frames.
+"""Make docs/mario.gif: a TARGET's first episode that takes the flag, else its furthest.
 
 uv run python scripts/make_gif.py TARGET docs/mario.gif --episodes 10
 """
@@ -37,6 +37,8 @@ def main() -> None:
         print(f"seed {seed}: {episode.end} at x {episode.x_pos_max}")
         if episode.x_pos_max > best_x:
             best_x, best = episode.x_pos_max, frames
+        if episode.flag_get:
+            break
     kept = best[::EVERY][: int(arguments.seconds * 60 / EVERY)]
     # One palette for all frames: the game has few colours, and the file stays small.
     palette = Image.fromarray(np.concatenate(kept[:: max(1, len(kept) // 8)])).quantize(32)
