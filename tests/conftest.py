@@ -1,5 +1,6 @@
 """Shared by all tests: small configurations, and a place for runs that is not the user's."""
 
+import os
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -9,6 +10,9 @@ import torch
 
 from mario_dist.config import RunConfig, parse
 
+# As mario_dist.system.ray sets it before it imports Ray: a test that imports Ray first would, under
+# `uv run pytest`, have every worker started by uv on an upload of the working directory.
+os.environ["RAY_ENABLE_UV_RUN_RUNTIME_ENV"] = "0"
 # On tensors as small as the tests', more threads only wait for each other.
 torch.set_num_threads(1)
 
