@@ -1,6 +1,7 @@
 """Ctrl-C and SIGTERM: the first asks for a clean stop, the second takes it at once."""
 
 import signal
+import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from types import FrameType
@@ -31,13 +32,22 @@ class StopRequest:
 
 
 @contextmanager
-def stop_on_signals() -> Iterator[StopRequest]:
-    """Within the block, the first signal makes the request; the next one interrupts."""
+def stop_on_signals(same_press_s: float = 1.0) -> Iterator[StopRequest]:
+    """Within the block, the first signal makes the request; the next one interrupts.
+
+    Signals within ``same_press_s`` of the first are the same press of Ctrl-C: `uv run` may forward what
+    the terminal has sent to the whole group already.
+    """
     request = StopRequest()
+    requested_at = 0.0
 
     def handle(number: int, frame: FrameType | None) -> None:
+        nonlocal requested_at
         if request.requested:
+            if time.monotonic() - requested_at < same_press_s:
+                return
             raise KeyboardInterrupt
+        requested_at = time.monotonic()
         request.request(signal.Signals(number).name)
 
     previous = {number: signal.signal(number, handle) for number in _SIGNALS}
