@@ -47,8 +47,17 @@ VIOLATIONS = {
 }
 
 
+# The package in the current directory, not the one that is installed here for editing.
+LINT_IMPORTS = """
+import sys
+sys.meta_path[:] = [finder for finder in sys.meta_path if "skbc" not in type(finder).__module__]
+from importlinter.cli import lint_imports_command
+lint_imports_command()
+"""
+
+
 def lint_imports(folder: Path) -> subprocess.CompletedProcess[str]:
-    command = [str(Path(sys.executable).with_name("lint-imports")), "--no-cache", "--no-logo"]
+    command = [sys.executable, "-c", LINT_IMPORTS, "--no-cache", "--no-logo"]
     return subprocess.run(command, cwd=folder, capture_output=True, text=True, timeout=120)
 
 

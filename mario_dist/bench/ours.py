@@ -32,8 +32,11 @@ def run_config(settings: PeerSettings) -> RunConfig:
         name="bench",
         seed=settings.seed,
         total_steps=iterations * settings.batch,
-        env=EnvConfig(levels=(settings.level,), reward="native", noop_max=0),
-        network=NetworkConfig(torso=settings.torso, hidden=512),
+        # The peers' episodes end with the life or the level alone.
+        env=EnvConfig(
+            levels=(settings.level,), reward="native", noop_max=0, stall_steps=0, emulator=settings.emulator
+        ),
+        network=NetworkConfig(torso=settings.torso, hidden=512 if settings.torso == "nature" else 256),
         algo=PPOConfig(
             gamma=settings.gamma,
             gae_lambda=settings.gae_lambda,

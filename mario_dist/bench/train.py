@@ -9,25 +9,40 @@ from mario_dist.bench.peers import PeerSettings, run_peer
 from mario_dist.bench.peers.process import run_in_child
 
 OURS = "mario-dist"
+VARIANTS: dict[str, dict[str, str]] = {
+    "small": {"torso": "small"},
+    "nes-py": {"emulator": "nes-py"},
+}
+"""Ours once more: with the default configuration's small CNN, and on the slow emulator."""
 _TIMEOUT_S = 1800.0
 
 
 def bench_train(
-    settings: PeerSettings, peers: Sequence[str], announce: Callable[[str], None]
+    settings: PeerSettings, peers: Sequence[str], variants: Sequence[str], announce: Callable[[str], None]
 ) -> dict[str, Any]:
-    """``{"machine", "settings", "mario-dist": {...}, peer: {...}, "ratio": {peer: ours / theirs}}``.
+    """``{"machine", "settings", "mario-dist": {...}, "mario-dist VARIANT": {...}, peer: {...},
+    "ratio": {peer: ours / theirs}, "ratio_of": {"mario-dist VARIANT": {peer: ...}}}``.
 
     Raises ``UserError`` where a peer is unknown, missing or fails.
     """
     document: dict[str, Any] = {"machine": machine.describe(), "settings": dataclasses.asdict(settings)}
-    announce(f"measuring {OURS}")
     # The peers' threads are what the caller asked for; ours are what our plan says.
-    ours = run_in_child("mario_dist.bench.ours", dataclasses.replace(settings, torch_threads=0), _TIMEOUT_S)
-    document[OURS] = dataclasses.asdict(ours)
-    ratio = {}
+    ours = {OURS: settings} | {
+        f"{OURS} {name}": dataclasses.replace(settings, **VARIANTS[name])  # type: ignore[arg-type]
+        for name in variants
+    }
+    for name, workload in ours.items():
+        announce(f"measuring {name}")
+        result = run_in_child(
+            "mario_dist.bench.ours", dataclasses.replace(workload, torch_threads=0), _TIMEOUT_S
+        )
+        document[name] = dataclasses.asdict(result)
     for peer in peers:
         announce(f"measuring {peer}")
-        theirs = run_peer(peer, settings, _TIMEOUT_S)
-        document[peer] = dataclasses.asdict(theirs)
-        ratio[peer] = ours.agent_steps_per_s / theirs.agent_steps_per_s
-    return {**document, "ratio": ratio}
+        document[peer] = dataclasses.asdict(run_peer(peer, settings, _TIMEOUT_S))
+
+    def ratios(name: str) -> dict[str, float]:
+        rate = document[name]["agent_steps_per_s"]
+        return {peer: rate / document[peer]["agent_steps_per_s"] for peer in peers}
+
+    return {**document, "ratio": ratios(OURS), "ratio_of": {name: ratios(name) for name in ours}}

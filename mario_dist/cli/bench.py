@@ -1,4 +1,4 @@
-"""mario-dist bench rollout | learner | train"""
+"""mario-dist bench emulator | parity | rollout | learner | train"""
 
 import json
 from collections.abc import Mapping, Sequence
@@ -8,12 +8,101 @@ import typer
 from rich.console import Console
 from rich.table import Table
 
+from mario_dist.cli.options import Rom
+
 bench_app = typer.Typer(no_args_is_help=True, help="Measure this machine, and the peers on the same work.")
 
 ConfigArguments = Annotated[
     list[str] | None, typer.Argument(metavar="[CONFIG] [KEY=VALUE]...", help="As for train.")
 ]
 Json = Annotated[bool, typer.Option("--json", help="Print one JSON document.")]
+
+
+@bench_app.command()
+def emulator(
+    arguments: ConfigArguments = None,
+    vs: Annotated[str, typer.Option(help="Measure nes-py beside.")] = "",
+    lanes: Annotated[str, typer.Option(help="Lane counts to measure.")] = "1,8,32",
+    threads: Annotated[str | None, typer.Option(help="Thread counts; by default 1 and all.")] = None,
+    rounds: Annotated[int, typer.Option(min=1, help="Rounds, of which the median counts.")] = 5,
+    seconds: Annotated[float, typer.Option(min=0.01, help="Of each measurement.")] = 1.0,
+    as_json: Json = False,
+) -> None:
+    """Agent steps per second of the environment on the native core: random play, resets, rewards and all.
+
+    Example: mario-dist bench emulator --vs nes-py --json
+    """
+    from mario_dist.bench.emulator import bench_emulator
+    from mario_dist.cli.config import read_config
+    from mario_dist.emulator import require_native
+
+    if vs not in ("", "nes-py"):
+        raise typer.BadParameter(f"--vs takes nes-py, not {vs!r}")
+    require_native()
+    document = bench_emulator(
+        read_config(arguments or []).env,
+        ("nes-py",) if vs else (),
+        _counts(lanes, "--lanes"),
+        _threads(threads),
+        rounds,
+        seconds,
+        lambda text: typer.echo(text, err=True),
+    )
+    columns = (
+        "emulator",
+        "threads",
+        "lanes",
+        "agent_steps_per_s",
+        "agent_steps_per_s_per_core",
+        "frames_per_s",
+    )
+    _show(document, columns, as_json)
+    if as_json:
+        return
+    for name, ratio in document["ratio"].items():
+        print(f"one core: {ratio:.1f} times {name}")
+    for row in document["scaling"]:
+        print(
+            f"{row['threads']} threads, {row['lanes']} lanes: {row['over_one_thread']:.2f} times one thread;"
+            f" as many separate processes: {row['of_separate_processes']:.2f} times one"
+        )
+    _print_table("a step of one lane", "us", document["step_us"])
+
+
+@bench_app.command()
+def parity(
+    frames: Annotated[int, typer.Option(min=100, help="Frames to compare.")] = 20_000,
+    seed: Annotated[int, typer.Option(min=0)] = 0,
+    rom: Rom = None,
+    as_json: Json = False,
+) -> None:
+    """Play the same buttons on the native core and on nes-py, and compare RAM and picture of every frame.
+
+    From power-on and from the start of each of the 32 levels. Exit code 1 where anything differs.
+
+    Example: mario-dist bench parity --frames 200000 --seed 1
+    """
+    from mario_dist.bench.parity import bench_parity
+    from mario_dist.emulator import require_native
+
+    require_native()
+    document = bench_parity(frames, seed, str(rom or ""), lambda text: typer.echo(text, err=True))
+    if as_json:
+        print(json.dumps(document))
+    else:
+        _print_machine(document)
+        print(
+            f"{document['frames']:,} frames: {document['frames_with_other_ram']} with other RAM,"
+            f" {document['frames_with_another_picture']} with another picture"
+            f" ({document['rows_of_pictures_that_differ']} rows)"
+        )
+        env = document["env"]
+        print(
+            f"{env['agent_steps']:,} agent steps of the environment, {env['episodes']} episodes:"
+            f" {env['differ']} steps differ"
+        )
+    if not document["equal"]:
+        raise typer.Exit(1)
 
 
 @bench_app.command()
@@ -57,7 +146,12 @@ def learner(
 
 @bench_app.command()
 def train(
-    vs: Annotated[str, typer.Option(help="Peers to measure beside: sb3, rllib, or both.")] = "",
+    vs: Annotated[
+        str, typer.Option(help="Peers to measure beside: sb3, rllib, sb3_vectorenv (SB3 on our environment).")
+    ] = "",
+    also: Annotated[
+        str, typer.Option(help="Ours once more: small (the default's small CNN), nes-py (the slow emulator).")
+    ] = "",
     envs: Annotated[int, typer.Option(min=1)] = 8,
     steps: Annotated[int, typer.Option(min=1, help="Agent steps of each environment per iteration.")] = 128,
     iterations: Annotated[int, typer.Option(min=1, help="Measured iterations, after one warm-up.")] = 3,
@@ -72,13 +166,17 @@ def train(
     Example: mario-dist bench train --vs sb3,rllib --json
     """
     from mario_dist.bench.peers import PEERS, PeerSettings
-    from mario_dist.bench.train import OURS, bench_train
+    from mario_dist.bench.train import OURS, VARIANTS, bench_train
     from mario_dist.errors import UserError
 
     peers = [name for name in vs.split(",") if name]
     for name in peers:
         if name not in PEERS:
             raise typer.BadParameter(f"there is no peer {name!r}; peers are {', '.join(PEERS)}")
+    variants = [name for name in also.split(",") if name]
+    for name in variants:
+        if name not in VARIANTS:
+            raise typer.BadParameter(f"there is no variant {name!r}; variants are {', '.join(VARIANTS)}")
     try:
         settings = PeerSettings(
             level=level,
@@ -90,22 +188,21 @@ def train(
         )
     except ValueError as error:
         raise UserError(str(error)) from error
-    document = bench_train(settings, peers, lambda text: typer.echo(text, err=True))
+    document = bench_train(settings, peers, variants, lambda text: typer.echo(text, err=True))
     if as_json:
         print(json.dumps(document))
         return
     _print_machine(document)
-    table = Table("", "agent steps/s", "ours / theirs", "rollout s", "learn s", box=None)
-    for name in (OURS, *peers):
+    table = Table("", "agent steps/s", "rollout s", "learn s", *(f"/ {peer}" for peer in peers), box=None)
+    for name in (OURS, *(f"{OURS} {variant}" for variant in variants), *peers):
         result = document[name]
-        ratio = f"{document['ratio'][name]:.2f}" if name in document["ratio"] else ""
         seconds = result["seconds"]
         table.add_row(
             name,
             f"{result['agent_steps_per_s']:.0f}",
-            ratio,
             f"{seconds['rollout']:.2f}",
             f"{seconds['learn']:.2f}",
+            *(f"{ratio:.2f}" for ratio in document["ratio_of"].get(name, {}).values()),
         )
     Console().print(table)
 
@@ -134,6 +231,13 @@ def _show(document: Mapping[str, Any], columns: Sequence[str], as_json: bool) ->
     table = Table(*columns, box=None)
     for row in document["rows"]:
         table.add_row(*(f"{row[c]:,.0f}" if isinstance(row[c], float) else str(row[c]) for c in columns))
+    Console().print(table)
+
+
+def _print_table(title: str, unit: str, parts: Mapping[str, float]) -> None:
+    table = Table(title, unit, box=None)
+    for name, value in parts.items():
+        table.add_row(name, f"{value:.1f}")
     Console().print(table)
 
 

@@ -107,7 +107,7 @@ def _rom(name: str) -> Check:
 
 
 def _emulator(name: str) -> Check:
-    from mario_dist.emulator import make_emulator
+    from mario_dist.emulator import BUILD_NATIVE, make_emulator, native_problem, resolve_backend
 
     emulator = make_emulator("auto")
     try:
@@ -119,8 +119,12 @@ def _emulator(name: str) -> Check:
         picture = emulator.rgb()
     finally:
         emulator.close()
-    detail = f"{type(emulator).__name__}, {rate:.0f} frames/s on one core"
-    return Check(name, bool(picture.min() < picture.max()), detail, reinstall())
+    detail = f"{resolve_backend('auto')}, {rate:.0f} frames/s on one core"
+    if not picture.min() < picture.max():
+        return Check(name, False, f"{detail}, but the picture is empty", reinstall())
+    if native_problem():
+        return Check(name, False, f"{detail}; the native core was not built", BUILD_NATIVE, required=False)
+    return Check(name, True, detail)
 
 
 def _device(name: str) -> Check:

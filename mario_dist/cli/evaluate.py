@@ -6,6 +6,8 @@ from typing import Annotated
 
 import typer
 
+from mario_dist.cli.options import Rom
+
 
 def evaluate_command(
     target: Annotated[
@@ -18,6 +20,7 @@ def evaluate_command(
     levels: Annotated[
         str | None, typer.Option(help="Levels such as 1-1,1-2; by default those trained on.")
     ] = None,
+    rom: Rom = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON document.")] = False,
 ) -> None:
     """Judge a trained agent: clear rate with its 95 % interval, and how far it gets.
@@ -31,7 +34,7 @@ def evaluate_command(
     from mario_dist.config import override
     from mario_dist.evaluation import EvalProtocol, evaluate
 
-    network, config, path = load_policy(target)
+    network, config, path = load_policy(target, rom)
     if levels is not None:
         tree = {"env": {**dataclasses.asdict(config.env), "levels": levels.split(",")}}
         config = dataclasses.replace(config, env=override(tree, ()).env)

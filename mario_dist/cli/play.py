@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from mario_dist.cli.options import Rom
 from mario_dist.errors import UserError
 
 if TYPE_CHECKING:
@@ -26,6 +27,7 @@ def play(
     seed: Annotated[int, typer.Option(min=0)] = 0,
     greedy: Annotated[bool, typer.Option(help="Take the likeliest action instead of sampling.")] = False,
     noop_max: Annotated[int, typer.Option(min=0, help="Random no-op frames at an episode's start.")] = 30,
+    rom: Rom = None,
 ) -> None:
     """Watch an agent play: in a window, or as an MP4 of every emulator frame.
 
@@ -36,7 +38,7 @@ def play(
     from mario_dist.cli.target import load_policy
     from mario_dist.report.video import VideoWriter, Window, has_display
 
-    network, config, path = load_policy(target)
+    network, config, path = load_policy(target, rom)
     if config.env.kind != "mario":
         raise UserError(f"{path} plays the probe environment, which has no picture to show")
     env = dataclasses.replace(config.env, noop_max=noop_max)

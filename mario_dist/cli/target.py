@@ -1,5 +1,6 @@
 """TARGETs: from what a person names to a checkpoint, and to the policy in it."""
 
+from dataclasses import replace
 from pathlib import Path
 
 import torch
@@ -53,10 +54,12 @@ RANDOM = "baseline:random"
 """The TARGET of a policy that presses every action of the default configuration equally often."""
 
 
-def load_policy(target: str) -> tuple[ActorCritic, RunConfig, str]:
+def load_policy(target: str, rom: Path | None = None) -> tuple[ActorCritic, RunConfig, str]:
     """The network of a TARGET, its run's configuration, and where it came from.
 
-    Raises ``UserError`` where it can't be found, read or does not fit its own configuration.
+    The policy plays on the fastest emulator of this machine, with this machine's ROM or ``rom``, whatever
+    it was trained on: all play the same game. Raises ``UserError`` where it can't be found, read or does not
+    fit its own configuration.
     """
     from mario_dist.system.build import make_network
     from mario_dist.system.run import check_network
@@ -67,7 +70,7 @@ def load_policy(target: str) -> tuple[ActorCritic, RunConfig, str]:
         with torch.no_grad():
             for parameter in network.policy.parameters():
                 parameter.zero_()
-        return network.eval(), config, RANDOM
+        return network.eval(), _here(config, rom), RANDOM
     path = find_checkpoint(target)
     try:
         state = load_checkpoint(path)
@@ -76,7 +79,11 @@ def load_policy(target: str) -> tuple[ActorCritic, RunConfig, str]:
     config = configuration.parse(state.meta["config"])
     network = make_network(config)
     check_network(network, state)
-    return network.eval(), config, str(path)
+    return network.eval(), _here(config, rom), str(path)
+
+
+def _here(config: RunConfig, rom: Path | None) -> RunConfig:
+    return replace(config, env=replace(config.env, emulator="auto", rom=str(rom or "")))
 
 
 def resume_state(ref: str) -> tuple[TrainState, Path]:

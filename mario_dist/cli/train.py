@@ -6,6 +6,7 @@ from typing import Annotated
 
 import typer
 
+from mario_dist.cli.options import Rom
 from mario_dist.errors import UserError
 from mario_dist.paths import runs_dir
 
@@ -26,6 +27,7 @@ def train_command(
         str | None,
         typer.Option(metavar="auto|local|HOST", help="Train on Ray: join a cluster, or start Ray here."),
     ] = None,
+    rom: Rom = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print the result as one JSON document.")] = False,
 ) -> None:
     """Train an agent, or go on training one.
@@ -38,6 +40,8 @@ def train_command(
     from mario_dist.store import default_url
     from mario_dist.system.run import resume_config, run_training
 
+    if rom is not None:
+        arguments = [*(arguments or []), f"env.rom={json.dumps(str(rom))}"]
     state, directory = None, None
     if resume is not None:
         if arguments and "=" not in arguments[0]:

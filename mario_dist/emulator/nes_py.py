@@ -8,16 +8,18 @@ level's start, thousands of times) cost microseconds.
 
 import hashlib
 from collections import OrderedDict
+from concurrent.futures import ThreadPoolExecutor
 from functools import cache
 from pathlib import Path
 from threading import Lock
 from typing import Any
 
 import numpy as np
-from gym_super_mario_bros._roms import smb1_rom_path
 from nes_py import _native
 
-from mario_dist.types import U8
+from mario_dist.emulator.picture import AreaResizer
+from mario_dist.emulator.protocol import new_grey
+from mario_dist.types import I64, U8
 
 MAGIC = b"nes-py/1"
 # History words: 0..255 is a frame with that joypad byte; a poke is this flag | address << 8 | value.
@@ -28,8 +30,8 @@ _REMEMBERED_STATES = 64
 class NesPyEmulator:
     """An ``Emulator`` on nes-py's native core; stepping releases the GIL."""
 
-    def __init__(self, rom: Path | None = None) -> None:
-        self._rom = str(rom or smb1_rom_path())
+    def __init__(self, rom: Path) -> None:
+        self._rom = str(rom)
         self._digest = _rom_digest(self._rom)
         self._core: Any = _native.NativeEmulator(self._rom)
         self._ram: U8 = self._core.ram_buffer()
@@ -89,6 +91,42 @@ class NesPyEmulator:
 
     def close(self) -> None:
         self._core.close()
+
+
+class NesPyLanes:
+    """``Lanes`` of nes-py cores on a pool of threads: stepping and shrinking release the GIL."""
+
+    def __init__(
+        self, rom: Path, n: int, frame_size: tuple[int, int], masked_rows: int, threads: int
+    ) -> None:
+        self._emulators = [NesPyEmulator(rom) for _ in range(n)]
+        self._greys = [new_grey() for _ in range(n)]
+        self._resizer = AreaResizer(*frame_size, masked_rows)
+        threads = min(threads, n)
+        self._pool = ThreadPoolExecutor(threads, "lanes") if threads > 1 else None
+
+    @property
+    def emulators(self) -> list[NesPyEmulator]:
+        return self._emulators
+
+    def run(self, lanes_M: I64, joypad_M: U8, frames_M: I64, ram_NR: U8, frame_NHW: U8) -> None:
+        def run_lane(lane: int, joypad: int, frames: int) -> None:
+            emulator, grey = self._emulators[lane], self._greys[lane]
+            for _ in range(frames):
+                emulator.step(joypad)
+            ram_NR[lane] = emulator.ram
+            emulator.grey(grey)
+            self._resizer(grey, frame_NHW[lane])
+
+        work = (lanes_M.tolist(), joypad_M.tolist(), frames_M.tolist())
+        # Consume the results, so that a failure in a thread is raised here.
+        list((map if self._pool is None else self._pool.map)(run_lane, *work))
+
+    def close(self) -> None:
+        if self._pool is not None:
+            self._pool.shutdown()
+        for emulator in self._emulators:
+            emulator.close()
 
 
 class _SnapshotCache:

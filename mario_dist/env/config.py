@@ -19,6 +19,8 @@ class EnvConfig:
     sticky: probability that an action repeats the one before it (Machado et al. 2018).
     stall_steps: steps without a new best x after which the episode ends as ``stall``; 0 turns it off.
     max_steps: steps after which the episode is truncated; 0 turns it off.
+    emulator: auto is the native core where it was built, else nes-py; both play the same game.
+    rom: one's own ROM file of the game, by default the one that gym-super-mario-bros brings.
     """
 
     kind: Literal["mario", "probe"] = "mario"
@@ -33,7 +35,8 @@ class EnvConfig:
     sticky: float = 0.0
     stall_steps: int = 300
     max_steps: int = 4500
-    emulator: Literal["auto", "nes-py"] = "auto"
+    emulator: Literal["auto", "native", "nes-py"] = "auto"
+    rom: str = ""
 
     def __post_init__(self) -> None:
         for level in self.levels:
@@ -43,6 +46,8 @@ class EnvConfig:
             raise ValueError("levels is empty; name at least one, such as 1-1")
         if min(self.frame_skip, self.frame_stack, *self.frame_size) < 1:
             raise ValueError("frame_skip, frame_stack and frame_size must be at least 1")
+        if self.frame_size[0] > 240 or self.frame_size[1] > 256:
+            raise ValueError("frame_size is at most [240, 256], the NES's own picture")
         if not 0 <= self.hud_rows < 240:
             raise ValueError("hud_rows must be in 0..239")
         if not 0.0 <= self.sticky < 1.0:

@@ -16,13 +16,40 @@ NORMAL_PLAYER = 8
 """``player_state`` while the player controls Mario."""
 
 _DEAD, _DYING = 0x06, 0x0B
-_ENEMY_TYPES = slice(0x16, 0x1B)
 _BOWSER, _FLAGPOLE = 0x2D, 0x31
 _SLIDING_DOWN_POLE = 3
-_ENTERING = (0, 7)
+_LEFT_EDGE_ENTRY, _ENTRY = 0, 7
 _END_OF_WORLD = 2
 # Mario runs at most 3 pixels a frame: a larger change between two looks is another place, not a run.
 _JUMP_PIXELS = 64
+
+# The RAM that is read, in the order of the columns that `decode` works on.
+_ADDRESSES = np.array(
+    [
+        *(0x6D, 0x86),  # x: page and pixel
+        *range(0x7DE, 0x7E4),  # score, coins and time, one decimal digit a byte, the highest first
+        *range(0x7ED, 0x7EF),
+        *range(0x7F8, 0x7FB),
+        *range(0x16, 0x1B),  # enemy types
+        *(0x0E, 0xB5, 0x743, 0x75F, 0x75C, 0x760, 0x75A, 0x756, 0x770, 0x1D),
+    ]
+)
+_NUMBERS = slice(0, 13)
+_ENEMIES = slice(13, 18)
+_OTHERS = slice(18, None)
+
+
+def _number_weights() -> I32:
+    """[13, 4]: what each column of ``_NUMBERS`` adds to x, score, coins and time."""
+    weights = np.zeros((13, 4), dtype=np.int32)
+    weights[0:2, 0] = (256, 1)
+    weights[2:8, 1] = 10 ** np.arange(5, -1, -1)
+    weights[8:10, 2] = (10, 1)
+    weights[10:13, 3] = (100, 10, 1)
+    return weights
+
+
+_NUMBER_WEIGHTS = _number_weights()
 
 
 @dataclass(frozen=True, slots=True)
@@ -72,9 +99,11 @@ def decode(ram_NR: U8, previous: GameState | None = None) -> GameState:
 
     ``previous`` is the state one step earlier in the same episodes, None at their start.
     """
-    ram = ram_NR.astype(np.int32)
-    x_raw = ram[:, 0x6D] * 256 + ram[:, 0x86]
-    player_state = ram[:, 0x0E]
+    # Columns as rows: each one is contiguous.
+    ram_CN = ram_NR[:, _ADDRESSES].astype(np.int32).T.copy()
+    x_raw, score, coins, time = _NUMBER_WEIGHTS.T @ ram_CN[_NUMBERS]
+    enemy_EN = ram_CN[_ENEMIES]
+    player_state, y_page, cloud, world, stage, area, life, power, mode, float_state = ram_CN[_OTHERS]
     if previous is None:
         x_offset = np.zeros_like(x_raw)
         x_best = x_raw_best = x_raw
@@ -83,36 +112,32 @@ def decode(ram_NR: U8, previous: GameState | None = None) -> GameState:
         moved = np.abs(x_raw - previous.x_raw) > _JUMP_PIXELS
         taken = (player_state != NORMAL_PLAYER) | (previous.player_state != NORMAL_PLAYER)
         # While an area loads, x is 0 for a while and then the entrance's: neither is a step.
-        loading = np.isin(player_state, _ENTERING) | np.isin(previous.player_state, _ENTERING)
-        x_offset = np.where((moved & taken) | loading, previous.x_pos - x_raw, previous.x_offset).astype(
-            np.int32
-        )
+        loading = _enters(player_state) | _enters(previous.player_state)
+        x_offset = np.where((moved & taken) | loading, previous.x_pos - x_raw, previous.x_offset)
         x_best = np.maximum(previous.x_best, x_raw + x_offset)
         x_raw_best = np.maximum(previous.x_raw_best, x_raw)
     # Below the screen is death, except in the cloud bonus areas, where Mario falls back into the level.
-    fell = (ram[:, 0xB5] > 1) & (ram[:, 0x743] == 0)
-    ending_enemy = np.isin(ram[:, _ENEMY_TYPES], (_BOWSER, _FLAGPOLE)).any(axis=1)
+    fell = (y_page > 1) & (cloud == 0)
+    ending_enemy = ((enemy_EN == _BOWSER) | (enemy_EN == _FLAGPOLE)).any(axis=0)
     return GameState(
         x_raw=x_raw,
         x_offset=x_offset,
         x_best=x_best,
         x_raw_best=x_raw_best,
-        world=ram[:, 0x75F] + 1,
-        stage=ram[:, 0x75C] + 1,
-        area=ram[:, 0x760] + 1,
-        score=_digits(ram[:, 0x7DE:0x7E4]),
-        coins=_digits(ram[:, 0x7ED:0x7EF]),
-        time=_digits(ram[:, 0x7F8:0x7FB]),
-        life=ram[:, 0x75A],
-        status=np.minimum(ram[:, 0x756], 2),
+        world=world + 1,
+        stage=stage + 1,
+        area=area + 1,
+        score=score,
+        coins=coins,
+        time=time,
+        life=life,
+        status=np.minimum(power, 2),
         player_state=player_state,
-        flag=(ram[:, 0x770] == _END_OF_WORLD) | (ending_enemy & (ram[:, 0x1D] == _SLIDING_DOWN_POLE)),
+        flag=(mode == _END_OF_WORLD) | (ending_enemy & (float_state == _SLIDING_DOWN_POLE)),
         dying=(player_state == _DYING) | (player_state == _DEAD) | fell,
     )
 
 
-def _digits(ram_ND: I32) -> I32:
-    """Numbers that the game keeps as one decimal digit a byte, the highest first."""
-    powers = 10 ** np.arange(ram_ND.shape[1] - 1, -1, -1, dtype=np.int32)
-    numbers: I32 = (ram_ND @ powers).astype(np.int32)
-    return numbers
+def _enters(player_state: I32) -> Bool:
+    enters: Bool = (player_state == _LEFT_EDGE_ENTRY) | (player_state == _ENTRY)
+    return enters

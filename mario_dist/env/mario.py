@@ -1,20 +1,22 @@
 """Super Mario Bros. on N emulator lanes."""
 
 from collections.abc import Callable, Sequence
-from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 from numpy.typing import NDArray
 
-from mario_dist.emulator import RAM_BYTES, Emulator, make_emulator, new_grey
+from mario_dist.emulator import RAM_BYTES, Emulator, make_lanes
 from mario_dist.env.actions import action_names, joypad_bytes
 from mario_dist.env.config import EnvConfig
 from mario_dist.env.game import STATUS_NAMES, GameState, decode
-from mario_dist.env.observation import empty_frames, observe
 from mario_dist.env.rewards import reward_fn
 from mario_dist.env.starts import level_start
 from mario_dist.env.vector import EpisodeClock, generator_state, lane_generators, restore_generator
 from mario_dist.types import U8, Arrays, EnvSpec, EnvStep, Episode, EpisodeEnd
+
+_ENDS: tuple[EpisodeEnd, ...] = ("flag", "time", "death", "stall", "truncated")
+_FLAG, _TIME, _DEATH, _STALL, _TRUNCATED = range(len(_ENDS))
+_GOES_ON = -1
 
 FrameCallback = Callable[[int, Emulator], None]
 """Called with (lane, emulator) after every emulator frame of a step; for videos."""
@@ -40,16 +42,22 @@ class MarioVectorEnv:
         )
         self._joypad_A = joypad_bytes(config.actions)
         self._reward = reward_fn(config.reward, config.frame_skip)
-        self._starts = [level_start(config.emulator, level) for level in config.levels]
-        self._lanes = [make_emulator(config.emulator) for _ in range(n_lanes)]
+        self._starts = [level_start(config.emulator, level, config.rom) for level in config.levels]
+        self._lanes = make_lanes(
+            config.emulator,
+            n_lanes,
+            rom=config.rom,
+            frame_size=config.frame_size,
+            masked_rows=config.hud_rows,
+            threads=threads,
+            keep_pictures=on_frame is not None,
+        )
         self._rngs = lane_generators(seed, n_lanes)
         self._on_frame = on_frame
-        self._threads = max(1, min(threads, n_lanes))
-        self._pool = ThreadPoolExecutor(self._threads, "lanes") if self._threads > 1 else None
 
+        self._all_lanes_N = np.arange(n_lanes)
         self._ram_NR = np.zeros((n_lanes, RAM_BYTES), dtype=np.uint8)
-        self._frame_NHW = empty_frames(n_lanes, config.frame_size)
-        self._greys = [new_grey() for _ in range(n_lanes)]
+        self._frame_NHW = np.zeros((n_lanes, *config.frame_size), dtype=np.uint8)
         self._level_N = np.zeros(n_lanes, dtype=np.int64)
         self._action_N = np.zeros(n_lanes, dtype=np.int64)
         self._best_at_N = np.zeros(n_lanes, dtype=np.int64)
@@ -62,10 +70,10 @@ class MarioVectorEnv:
 
     @property
     def n_lanes(self) -> int:
-        return len(self._lanes)
+        return len(self._rngs)
 
     def reset(self) -> U8:
-        self._each_lane(self._start_lane, range(self.n_lanes))
+        self._start_lanes(self._all_lanes_N)
         self._state = decode(self._ram_NR)
         for lane in range(self.n_lanes):
             self._start_episode(lane)
@@ -77,24 +85,22 @@ class MarioVectorEnv:
             repeat = [rng.random() < self._config.sticky for rng in self._rngs]
             action_N = np.where(repeat, self._action_N, action_N)
         self._action_N[:] = action_N
-        self._each_lane(self._advance_lane, range(self.n_lanes))
+        self._advance()
 
         state = decode(self._ram_NR, self._state)
         reward_N = self._reward(self._state, state)
         self._clock.tick(reward_N)
         self._best_at_N = np.where(state.x_best > self._state.x_best, self._clock.length_N, self._best_at_N)
-        ends = self._ends(state)
-        truncated_N = np.array([end == "truncated" for end in ends])
-        terminated_N = np.array([end is not None for end in ends]) & ~truncated_N
-
-        lanes = [lane for lane, end in enumerate(ends) if end is not None]
-        final_lane_F = np.array(lanes, dtype=np.int64)
+        end_N = self._ends(state)
+        final_lane_F = np.flatnonzero(end_N != _GOES_ON)
+        truncated_N = end_N == _TRUNCATED
+        terminated_N = (end_N != _GOES_ON) & ~truncated_N
         final_frame_FHW = self._frame_NHW[final_lane_F]
-        ended = tuple(self._episode(state, lane, end) for lane, end in enumerate(ends) if end is not None)
-        if lanes:
-            self._each_lane(self._start_lane, lanes)
+        ended = tuple(self._episode(state, lane, _ENDS[end_N[lane]]) for lane in final_lane_F.tolist())
+        if ended:
+            self._start_lanes(final_lane_F)
             state.set_lanes(final_lane_F, decode(self._ram_NR[final_lane_F]))
-            for lane in lanes:
+            for lane in final_lane_F.tolist():
                 self._start_episode(lane)
         self._state = state
         return EnvStep(
@@ -111,7 +117,7 @@ class MarioVectorEnv:
             "action": self._action_N.copy(),
             "best_at": self._best_at_N.copy(),
         }
-        for lane, (emulator, rng) in enumerate(zip(self._lanes, self._rngs, strict=True)):
+        for lane, (emulator, rng) in enumerate(zip(self._lanes.emulators, self._rngs, strict=True)):
             arrays[f"machine.{lane}"] = np.frombuffer(emulator.save(), dtype=np.uint8)
             arrays[f"rng.{lane}"] = generator_state(rng)
         return arrays
@@ -123,70 +129,54 @@ class MarioVectorEnv:
         self._level_N[:] = arrays["level"]
         self._action_N[:] = arrays["action"]
         self._best_at_N[:] = arrays["best_at"]
-        self._each_lane(
-            lambda lane: self._lanes[lane].load(arrays[f"machine.{lane}"].tobytes()), range(self.n_lanes)
-        )
-        for lane, rng in enumerate(self._rngs):
+        for lane, (emulator, rng) in enumerate(zip(self._lanes.emulators, self._rngs, strict=True)):
+            emulator.load(arrays[f"machine.{lane}"].tobytes())
             restore_generator(rng, arrays[f"rng.{lane}"])
 
     def close(self) -> None:
-        if self._pool is not None:
-            self._pool.shutdown()
-        for emulator in self._lanes:
-            emulator.close()
+        self._lanes.close()
 
-    def _each_lane(self, work: Callable[[int], None], lanes: Sequence[int]) -> None:
-        """Do ``work`` for these lanes, on all threads: the emulator and OpenCV release the GIL."""
-        if self._pool is None or len(lanes) < 2:
-            for lane in lanes:
-                work(lane)
+    def _advance(self) -> None:
+        joypad_N = self._joypad_A[self._action_N]
+        if self._on_frame is None:
+            self._run(self._all_lanes_N, joypad_N, np.full(self.n_lanes, self._config.frame_skip))
             return
-        # Consume the results, so that a failure in a thread is raised here.
-        list(self._pool.map(work, lanes))
-
-    def _advance_lane(self, lane: int) -> None:
-        emulator = self._lanes[lane]
-        joypad = int(self._joypad_A[self._action_N[lane]])
+        # Somebody watches: one frame at a time, each of them drawn.
         for _ in range(self._config.frame_skip):
-            emulator.step(joypad)
-            if self._on_frame is not None:
+            self._run(self._all_lanes_N, joypad_N, np.ones(self.n_lanes, dtype=np.int64))
+            for lane, emulator in enumerate(self._lanes.emulators):
                 self._on_frame(lane, emulator)
-        self._look(lane)
 
-    def _start_lane(self, lane: int) -> None:
-        emulator, rng = self._lanes[lane], self._rngs[lane]
-        self._level_N[lane] = rng.integers(len(self._starts))
-        emulator.load(self._starts[self._level_N[lane]])
-        # One frame at least: the first frame that is seen is one that the machine drew.
-        for _ in range(1 + int(rng.integers(self._config.noop_max + 1))):
-            emulator.step(0)
-        self._look(lane)
+    def _start_lanes(self, lane_F: NDArray[np.int64]) -> None:
+        frames_F = np.empty_like(lane_F)
+        for i, lane in enumerate(lane_F):
+            rng = self._rngs[lane]
+            self._level_N[lane] = rng.integers(len(self._starts))
+            self._lanes.emulators[lane].load(self._starts[self._level_N[lane]])
+            # One frame at least: the first frame that is seen is one that the machine drew.
+            frames_F[i] = 1 + rng.integers(self._config.noop_max + 1)
+        self._run(lane_F, np.zeros(len(lane_F), dtype=np.uint8), frames_F)
 
-    def _look(self, lane: int) -> None:
-        emulator, grey = self._lanes[lane], self._greys[lane]
-        self._ram_NR[lane] = emulator.ram
-        emulator.grey(grey)
-        observe(grey, self._frame_NHW[lane], self._config.hud_rows)
+    def _run(self, lane_M: NDArray[np.int64], joypad_M: U8, frames_M: NDArray[np.int64]) -> None:
+        self._lanes.run(lane_M, joypad_M, frames_M, self._ram_NR, self._frame_NHW)
 
     def _start_episode(self, lane: int) -> None:
         self._clock.restart(lane)
         self._best_at_N[lane] = 0
         self._action_N[lane] = 0
 
-    def _ends(self, state: GameState) -> list[EpisodeEnd | None]:
-        """How the episode of each lane ended in this step; where several apply, the first listed."""
+    def _ends(self, state: GameState) -> NDArray[np.int64]:
+        """How the episode of each lane ended in this step, an index of ``_ENDS``: the first that applies."""
         length, config = self._clock.length_N, self._config
-        idle = length - self._best_at_N
-        causes: tuple[tuple[EpisodeEnd, NDArray[np.bool_]], ...] = (
-            ("flag", state.flag),
-            ("time", state.dying & (state.time == 0)),
-            ("death", state.dying),
-            ("stall", (idle >= config.stall_steps) & (config.stall_steps > 0)),
-            ("truncated", (length >= config.max_steps) & (config.max_steps > 0)),
-        )
-        return [
-            next((end for end, happened in causes if happened[lane]), None) for lane in range(self.n_lanes)
-        ]
+        end_N = np.full(self.n_lanes, _GOES_ON)
+        if config.max_steps:
+            end_N[length >= config.max_steps] = _TRUNCATED
+        if config.stall_steps:
+            end_N[length - self._best_at_N >= config.stall_steps] = _STALL
+        end_N[state.dying] = _DEATH
+        end_N[state.dying & (state.time == 0)] = _TIME
+        end_N[state.flag] = _FLAG
+        return end_N
 
     def _episode(self, state: GameState, lane: int, end: EpisodeEnd) -> Episode:
         return Episode(

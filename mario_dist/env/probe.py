@@ -12,7 +12,6 @@ from numpy.typing import NDArray
 
 from mario_dist.env.actions import action_names
 from mario_dist.env.config import EnvConfig
-from mario_dist.env.observation import empty_frames
 from mario_dist.env.vector import EpisodeClock, generator_state, lane_generators, restore_generator
 from mario_dist.types import U8, Arrays, EnvSpec, EnvStep, Episode, EpisodeEnd
 
@@ -31,7 +30,7 @@ class ProbeVectorEnv:
         self._spec = EnvSpec(config.frame_size, config.frame_stack, names, config.frame_skip)
         self._rngs = lane_generators(seed, n_lanes)
         self._clock = EpisodeClock(n_lanes)
-        self._frame_NHW = empty_frames(n_lanes, config.frame_size)
+        self._frame_NHW = np.zeros((n_lanes, *config.frame_size), dtype=np.uint8)
         self._x_N = np.zeros(n_lanes, dtype=np.int64)
         self._wrong_N = np.zeros(n_lanes, dtype=np.int64)
         self._best_at_N = np.zeros(n_lanes, dtype=np.int64)

@@ -2,7 +2,7 @@
 
 from functools import cache
 
-from mario_dist.emulator import Emulator, make_emulator
+from mario_dist.emulator import Emulator, make_emulator, resolve_backend
 
 _START = 8
 # From the second stage on, these worlds have one more area: the short walk into the first pipe.
@@ -10,15 +10,15 @@ _WORLDS_WITH_INTRO = (1, 2, 4, 7)
 _TIMEOUT_FRAMES = 3000
 
 
-def level_start(backend: str, level: str) -> bytes:
+def level_start(backend: str, level: str, rom: str = "") -> bytes:
     """The saved state at the start of ``level`` ("world-stage"), made once per process."""
-    return _level_start("nes-py" if backend == "auto" else backend, level)
+    return _level_start(resolve_backend(backend), level, rom)
 
 
 @cache
-def _level_start(backend: str, level: str) -> bytes:
+def _level_start(backend: str, level: str, rom: str) -> bytes:
     world, stage = (int(part) for part in level.split("-"))
-    emulator = make_emulator(backend)
+    emulator = make_emulator(backend, rom)
     try:
         _boot(emulator, world, stage)
         return emulator.save()

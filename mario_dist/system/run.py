@@ -4,7 +4,7 @@ import dataclasses
 import re
 import secrets
 from contextlib import ExitStack
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import datetime
 from pathlib import Path
 from typing import Any
@@ -15,6 +15,8 @@ from mario_dist import config as configuration
 from mario_dist import machine
 from mario_dist.checkpoint import TrainState
 from mario_dist.config import RunConfig
+from mario_dist.emulator import native_problem, resolve_backend
+from mario_dist.emulator.rom import rom_path
 from mario_dist.errors import UserError
 from mario_dist.learner import network_arrays
 from mario_dist.learner.device import choose_device
@@ -62,6 +64,7 @@ def run_training(
     """
     if address is not None and config.system.driver == "local":
         raise UserError("--address is for Ray, and this configuration says system.driver: local")
+    config = _settle_emulator(config)
     network = make_network(config)
     if resume is not None:
         check_network(network, resume)
@@ -86,12 +89,27 @@ def run_training(
             )
         )
         request.notify(session.note)
+        if config.env.emulator == "nes-py" and (problem := native_problem()):
+            session.note(f"emulator: nes-py, the slow one; {problem}")
         session.note(
             f"{plan.driver} driver: {plan.actors} actor(s) x {plan.lanes} lanes,"
             f" {plan.env_threads} emulation thread(s) each, {plan.learner_threads} learner thread(s)"
         )
         outcome = _drive(config, plan, gpu, session, request, resume, resumed)
     return RunResult(run_id, outcome, session.counters.agent_steps, session.directory, session.best)
+
+
+def _settle_emulator(config: RunConfig) -> RunConfig:
+    """Name the backend and the ROM that all workers of the run will use, now and when it is resumed.
+
+    Raises ``UserError`` where they are not there.
+    """
+    env = config.env
+    if env.kind != "mario":
+        return config
+    rom_path(env.rom)
+    rom = str(Path(env.rom).expanduser().absolute()) if env.rom else ""
+    return replace(config, env=replace(env, emulator=resolve_backend(env.emulator), rom=rom))
 
 
 def check_network(network: torch.nn.Module, state: TrainState) -> None:

@@ -1,6 +1,7 @@
 """The measured peers: Stable-Baselines3 and RLlib on the same level, picture, network and PPO settings.
 
-They run on the environment stack that their users have (``gym_stack``), in processes of their own. Nothing
+They run on the environment stack that their users have (``gym_stack``), in processes of their own;
+``sb3_vectorenv`` is SB3 on our environment, which tells emulator and training loop apart. Nothing
 here imports a peer: ``run_peer`` works, and says what is missing, where the dev group is not installed.
 """
 
@@ -10,7 +11,7 @@ from mario_dist.bench.peers.process import run_in_child
 from mario_dist.bench.peers.settings import PeerResult, PeerSettings
 from mario_dist.errors import UserError
 
-PEERS = {"sb3": "stable_baselines3", "rllib": "ray"}
+PEERS = {"sb3": "stable_baselines3", "rllib": "ray", "sb3_vectorenv": "stable_baselines3"}
 """The package that each peer needs."""
 
 __all__ = ["PEERS", "PeerResult", "PeerSettings", "run_peer"]
@@ -24,6 +25,8 @@ def run_peer(name: str, settings: PeerSettings, timeout_s: float = 1800.0) -> Pe
     """
     if name not in PEERS:
         raise UserError(f"there is no peer {name!r}; peers are {', '.join(PEERS)}")
+    if settings.torso != "nature":
+        raise UserError(f"the peers have no torso {settings.torso!r}; they run nature")
     if importlib.util.find_spec(PEERS[name]) is None:
         raise UserError(f"the peer {name} needs {PEERS[name]}; install the dev group: uv sync")
     return run_in_child(f"{__name__}.{name}", settings, timeout_s)

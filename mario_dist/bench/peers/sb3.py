@@ -13,7 +13,7 @@ import stable_baselines3
 import torch
 from stable_baselines3 import PPO
 from stable_baselines3.common.callbacks import BaseCallback
-from stable_baselines3.common.vec_env import SubprocVecEnv
+from stable_baselines3.common.vec_env import SubprocVecEnv, VecEnv
 
 from mario_dist.bench.peers.gym_stack import make_env
 from mario_dist.bench.peers.process import child_main
@@ -71,9 +71,17 @@ def measure(settings: PeerSettings) -> PeerResult:
     """Train and time. Start-up and the warm-up iterations are not in the figures."""
     wanted = settings.torch_threads
     threads = Threads(wanted, wanted) if wanted else fastest_threads(settings.n_envs)
+    return train(settings, _subprocesses(settings), f"SubprocVecEnv x {settings.n_envs}", threads)
+
+
+def _subprocesses(settings: PeerSettings) -> SubprocVecEnv:
     # Eight interpreters that each import PyTorch take half a minute; forks of one that has it, a second.
     multiprocessing.set_forkserver_preload(["stable_baselines3", make_env.__module__])
-    envs = SubprocVecEnv([partial(make_env, settings.level) for _ in range(settings.n_envs)])
+    return SubprocVecEnv([partial(make_env, settings.level) for _ in range(settings.n_envs)])
+
+
+def train(settings: PeerSettings, envs: VecEnv, described: str, threads: Threads) -> PeerResult:
+    """SB3's own training loop on ``envs``, which are closed in the end."""
     clock = _Clock(threads)
     try:
         model = _model(settings, envs)
@@ -83,14 +91,14 @@ def measure(settings: PeerSettings) -> PeerResult:
         envs.close()
     detail = {
         "version": stable_baselines3.__version__,
-        "envs": f"SubprocVecEnv x {settings.n_envs}",
+        "envs": described,
         "torch_threads": asdict(threads),
         "device": str(model.device),
     }
     return summarise(clock.iterations(settings.batch)[settings.warmup_iterations :], detail)
 
 
-def _model(settings: PeerSettings, envs: SubprocVecEnv) -> PPO:
+def _model(settings: PeerSettings, envs: VecEnv) -> PPO:
     # CnnPolicy is NatureCNN with 512 features, shared by policy and value, and orthogonal initialisation.
     return PPO(
         "CnnPolicy",

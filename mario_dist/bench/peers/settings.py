@@ -15,10 +15,12 @@ class PeerSettings:
 
     n_envs: emulators. n_steps: agent steps of each of them in one iteration.
     minibatch: samples per gradient step. epochs: passes over one iteration's samples.
-    torso: the network, shared by policy and value (only ``nature``: Mnih et al. 2015, 512 features).
+    torso: the network, shared by policy and value: ``nature`` (Mnih et al. 2015, 512 features), or for us
+    alone ``small`` (256 features), what our default configuration has.
     warmup_iterations: iterations before the measured ones. iterations: the measured ones.
     torch_threads: PyTorch's CPU threads in the learner; 0 for what is fastest for the peer.
     device: where the learner computes; ``auto`` takes CUDA where there is one.
+    emulator: of our environment; the peers' own has nes-py.
     """
 
     level: str = "1-1"
@@ -33,18 +35,17 @@ class PeerSettings:
     entropy_coef: float = 0.01
     value_coef: float = 0.5
     max_grad_norm: float = 0.5
-    torso: Literal["nature"] = "nature"
+    torso: Literal["nature", "small"] = "nature"
     warmup_iterations: int = 1
     iterations: int = 3
     seed: int = 0
     torch_threads: int = 0
     device: Literal["auto", "cpu", "cuda"] = "auto"
+    emulator: Literal["auto", "native", "nes-py"] = "auto"
 
     def __post_init__(self) -> None:
         if self.level not in LEVELS:
             raise ValueError(f"there is no level {self.level!r}; levels are 1-1 to 8-4")
-        if self.torso != "nature":
-            raise ValueError(f"the peers have no torso {self.torso!r}; they run nature")
         if min(self.n_envs, self.n_steps, self.epochs, self.iterations) < 1:
             raise ValueError("n_envs, n_steps, epochs and iterations must be at least 1")
         if not 2 <= self.minibatch <= self.batch:

@@ -21,7 +21,7 @@ def mario(**changes: object) -> MarioVectorEnv:
 
 def poke(env: MarioVectorEnv, address: int, *values: int) -> None:
     for offset, value in enumerate(values):
-        env._lanes[0].poke(address + offset, value)
+        env._lanes.emulators[0].poke(address + offset, value)
 
 
 def to_the_end(env: MarioVectorEnv, action: int, limit: int = 200) -> tuple[Episode, EnvStep, list[float]]:
@@ -80,7 +80,7 @@ def test_only_a_new_best_x_counts_against_a_stall() -> None:
         env.step(np.array([0]))
     best, steps, ended = 0, 0, None
     while ended is None:
-        state = decode(env._lanes[0].ram[None])
+        state = decode(env._lanes.emulators[0].ram[None])
         best = max(best, int(state.x_pos[0]))
         steps += 1
         assert steps <= 25 + 8, "Mario slides on for a little, and no more"

@@ -15,7 +15,7 @@ def frames_in(env: MarioVectorEnv, level: str = "1-1") -> list[int]:
     """How many frames after the saved start each lane is."""
     lane = make_emulator("auto")
     lane.load(level_start("auto", level))
-    return [(int(emulator.ram[0x09]) - int(lane.ram[0x09])) % 256 for emulator in env._lanes]
+    return [(int(emulator.ram[0x09]) - int(lane.ram[0x09])) % 256 for emulator in env._lanes.emulators]
 
 
 def starts(noop_max: int, seed: Sequence[int], resets: int = 4) -> list[int]:
@@ -49,7 +49,7 @@ def test_levels_are_drawn_for_each_episode() -> None:
     env.reset()
     seen: list[str] = []
     for _ in range(12):
-        state = decode(np.stack([emulator.ram for emulator in env._lanes]))
+        state = decode(np.stack([emulator.ram for emulator in env._lanes.emulators]))
         names = [f"{world}-{stage}" for world, stage in zip(state.world, state.stage, strict=True)]
         step = env.step(np.zeros(4, dtype=np.int64))
         assert [episode.level for episode in step.ended] == names

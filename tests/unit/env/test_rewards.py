@@ -288,7 +288,7 @@ def test_native_is_the_reward_of_gym_super_mario_bros(
             assert episode.length == len(rewards)
             assert episode.episode_return == pytest.approx(sum(rewards), abs=1e-3)
             break
-        np.testing.assert_array_equal(env._lanes[0].ram, package.ram)
+        np.testing.assert_array_equal(env._lanes.emulators[0].ram, package.ram)
     env.close()
     assert ended == end
     assert len(rewards) > 100

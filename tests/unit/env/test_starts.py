@@ -16,7 +16,7 @@ def test_a_level_starts_with_mario_under_control(level: str) -> None:
     config = EnvConfig(levels=(level,), actions=RIGHT, noop_max=0, frame_skip=15, stall_steps=0, max_steps=4)
     env = MarioVectorEnv(config, 1, (0,))
     frame = env.reset().copy()
-    state = decode(env._lanes[0].ram[None])
+    state = decode(env._lanes.emulators[0].ram[None])
     world, stage = (int(part) for part in level.split("-"))
     assert (int(state.world[0]), int(state.stage[0])) == (world, stage)
     assert state.player_state == NORMAL_PLAYER
@@ -44,7 +44,7 @@ def test_a_start_is_that_of_gym_super_mario_bros(level: str) -> None:
     package = SuperMarioBrosEnv(target=(world, stage))
     env = MarioVectorEnv(EnvConfig(levels=(level,)), 1, (0,))
     package.reset()
-    env._lanes[0].load(level_start("auto", level))
-    np.testing.assert_array_equal(env._lanes[0].ram, package.ram)
+    env._lanes.emulators[0].load(level_start("auto", level))
+    np.testing.assert_array_equal(env._lanes.emulators[0].ram, package.ram)
     package.close()
     env.close()

@@ -4,15 +4,16 @@ import dataclasses
 import gc
 import io
 from collections.abc import Iterator
+from typing import Literal
 
 import numpy as np
 import pytest
 from numpy.typing import NDArray
 
 from mario_dist.emulator import make_emulator, nes_py, new_grey
+from mario_dist.emulator.picture import AreaResizer
 from mario_dist.env import EnvConfig, MarioVectorEnv, ProbeVectorEnv, VectorEnv, make_env
 from mario_dist.env.actions import joypad_bytes
-from mario_dist.env.observation import empty_frames, observe
 from mario_dist.env.starts import level_start
 from mario_dist.types import Arrays, EnvStep, Episode
 
@@ -20,6 +21,8 @@ PROBE = EnvConfig(kind="probe", frame_size=(12, 21), stall_steps=0, max_steps=9)
 # Short episodes of several kinds, on levels that look different, with everything random turned on.
 MARIO = EnvConfig(levels=("1-1", "5-2"), sticky=0.25, noop_max=9, frame_skip=2, stall_steps=8, max_steps=11)
 BOTH = pytest.mark.parametrize("config", [PROBE, MARIO], ids=["probe", "mario"])
+BACKENDS = pytest.mark.parametrize("backend", ["native", "nes-py"])
+Backend = Literal["native", "nes-py"]
 NOOP, RIGHT = 0, 1
 
 
@@ -132,12 +135,13 @@ def test_autoreset_against_a_lane_driven_by_hand(frame_skip: int) -> None:
     env = MarioVectorEnv(config, 2, (3,))
     joypads, start = joypad_bytes(config.actions), level_start("auto", "1-1")
     lanes = [make_emulator("auto") for _ in range(2)]
+    resizer = AreaResizer(*config.frame_size, config.hud_rows)
 
     def look(lane: int) -> NDArray[np.uint8]:
-        grey, frames = new_grey(), empty_frames(1, config.frame_size)
+        grey, frame = new_grey(), np.empty(config.frame_size, dtype=np.uint8)
         lanes[lane].grey(grey)
-        observe(grey, frames[0], config.hud_rows)
-        return frames[0]
+        resizer(grey, frame)
+        return frame
 
     def begin(lane: int) -> NDArray[np.uint8]:
         lanes[lane].load(start)
@@ -159,7 +163,7 @@ def test_autoreset_against_a_lane_driven_by_hand(frame_skip: int) -> None:
             np.testing.assert_array_equal(step.frame_NHW, firsts)
             assert (step.final_frame_FHW != step.frame_NHW).any()
             for lane in range(2):
-                np.testing.assert_array_equal(env._lanes[lane].ram, lanes[lane].ram)
+                np.testing.assert_array_equal(env._lanes.emulators[lane].ram, lanes[lane].ram)
         else:
             assert not step.ended
             assert step.final_frame_FHW.shape == (0, 84, 84)
@@ -217,11 +221,10 @@ def test_lanes_and_seeds_have_random_streams_of_their_own(config: EnvConfig) -> 
         e.close()
 
 
-def test_threads_change_nothing() -> None:
-    actions = actions_of(4, 30, 4)
-    one, two = (MarioVectorEnv(MARIO, 4, (5,), threads=threads) for threads in (1, 2))
-    assert one._pool is None
-    assert two._pool is not None
+@BACKENDS
+def test_threads_change_nothing(backend: Backend) -> None:
+    actions, config = actions_of(4, 30, 4), dataclasses.replace(MARIO, emulator=backend)
+    one, two = (MarioVectorEnv(config, 4, (5,), threads=threads) for threads in (1, 2))
     np.testing.assert_array_equal(one.reset(), two.reset())
     for a, b in zip(run(one, actions), run(two, actions), strict=True):
         assert_same(a, b)
@@ -229,7 +232,7 @@ def test_threads_change_nothing() -> None:
     two.close()
 
 
-def test_a_failure_in_a_thread_stops_the_step() -> None:
+def test_a_failure_of_on_frame_stops_the_step() -> None:
     def fail(lane: int, _: object) -> None:
         if lane == 1:
             raise RuntimeError("lane 1 is broken")
@@ -241,25 +244,40 @@ def test_a_failure_in_a_thread_stops_the_step() -> None:
     env.close()
 
 
-def test_on_frame_sees_every_frame_of_a_step() -> None:
+@BACKENDS
+def test_on_frame_sees_every_frame_of_a_step(backend: Backend) -> None:
     seen: list[tuple[int, int]] = []
     env = MarioVectorEnv(
-        EnvConfig(frame_skip=3),
+        EnvConfig(frame_skip=3, emulator=backend),
         2,
         (0,),
         on_frame=lambda lane, emulator: seen.append((lane, int(emulator.ram[0x09]))),
     )
     env.reset()
     assert seen == [], "the frames before the start are not shown"
-    starts = [int(emulator.ram[0x09]) for emulator in env._lanes]
+    starts = [int(emulator.ram[0x09]) for emulator in env._lanes.emulators]
     env.step(np.array([0, 0]))
-    assert [lane for lane, _ in seen] == [0, 0, 0, 1, 1, 1]
+    assert [lane for lane, _ in seen] == [0, 1, 0, 1, 0, 1], "frame by frame, all lanes in turn"
     # The game counts its frames there, inside an interrupt that a frame's end may cut: early or late by one.
     for lane in range(2):
         counts = [count for at, count in seen if at == lane]
         assert 2 <= (counts[-1] - starts[lane]) % 256 <= 4
-        assert counts[-1] == int(env._lanes[lane].ram[0x09])
+        assert counts[-1] == int(env._lanes.emulators[lane].ram[0x09])
     env.close()
+
+
+@BACKENDS
+def test_who_watches_changes_nothing(backend: Backend) -> None:
+    actions, config = actions_of(9, 20, 2), dataclasses.replace(MARIO, emulator=backend)
+    seen, shape = [], (240, 256, 3)
+    watched = MarioVectorEnv(config, 2, (5,), on_frame=lambda lane, emulator: seen.append(emulator.rgb()))
+    alone = MarioVectorEnv(config, 2, (5,))
+    np.testing.assert_array_equal(watched.reset(), alone.reset())
+    for a, b in zip(run(watched, actions), run(alone, actions), strict=True):
+        assert_same(a, b)
+    assert [picture.shape for picture in seen] == [shape] * (20 * 2 * config.frame_skip)
+    watched.close()
+    alone.close()
 
 
 # Stop here, go on there.
@@ -273,7 +291,11 @@ def through_a_file(arrays: Arrays) -> Arrays:
         return {name: loaded[name] for name in loaded.files}
 
 
-@BOTH
+@pytest.mark.parametrize(
+    "config",
+    [PROBE, MARIO, dataclasses.replace(MARIO, emulator="nes-py")],
+    ids=["probe", "mario", "mario on nes-py"],
+)
 def test_a_restored_env_goes_on_bit_for_bit(config: EnvConfig, monkeypatch: pytest.MonkeyPatch) -> None:
     """In the middle of episodes, in an environment with another seed, with nothing left of the first."""
     before, after = actions_of(5, 13, 3), actions_of(6, 24, 3)

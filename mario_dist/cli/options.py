@@ -1,0 +1,11 @@
+"""Options that several commands share."""
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+Rom = Annotated[
+    Path | None,
+    typer.Option(metavar="PATH", help="Your own ROM file of the game, instead of the one that is installed."),
+]
