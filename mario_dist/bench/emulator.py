@@ -13,10 +13,11 @@ from typing import Any, Literal
 import numpy as np
 
 from mario_dist import machine
-from mario_dist.emulator import RAM_BYTES, make_lanes
+from mario_dist.emulator import RAM_BYTES, SCREEN_SHAPE, make_lanes
 from mario_dist.env import EnvConfig, MarioVectorEnv
 from mario_dist.env.actions import action_set
 from mario_dist.env.starts import level_start
+from mario_dist.types import U8
 
 Backend = Literal["native", "nes-py"]
 NATIVE: Backend = "native"
@@ -88,7 +89,7 @@ def bench_emulator(
             for t, n in pairs
             if t > fewest and n == max(lanes)
         ],
-        "step_us": _step_parts(replace(config, emulator=NATIVE), best[NATIVE]["lanes"]),
+        "step_us": _step_parts(config, best[NATIVE]["lanes"]),
     }
 
 
@@ -141,52 +142,58 @@ def _processes(config: EnvConfig, lanes: int, count: int, seconds: float) -> flo
     return statistics.median(total(count) / total(1) for _ in range(3))
 
 
-def _step_parts(config: EnvConfig, lanes: int, repeats: int = 200) -> dict[str, float]:
-    """Microseconds of one agent step of one lane, by what they are spent on; one thread."""
-    start = level_start(config.emulator, config.levels[0], config.rom)
+def _step_parts(config: EnvConfig, lanes: int, repeats: int = 300) -> dict[str, float]:
+    """Microseconds of one agent step of one lane, by what they are spent on; one thread, medians."""
+    from mario_dist.emulator import _native
 
-    def timed(frame_size: tuple[int, int], frames: int) -> float:
-        machines = make_lanes(
-            config.emulator,
-            lanes,
-            rom=config.rom,
-            frame_size=frame_size,
-            masked_rows=config.hud_rows,
-            keep_pictures=False,
-        )
+    machines = make_lanes(
+        NATIVE,
+        lanes,
+        rom=config.rom,
+        frame_size=config.frame_size,
+        masked_rows=config.hud_rows,
+        keep_pictures=False,
+    )
+    start = level_start(NATIVE, config.levels[0], config.rom)
+    ram = np.zeros((lanes, RAM_BYTES), dtype=np.uint8)
+    out = np.zeros((lanes, *config.frame_size), dtype=np.uint8)
+    resizer = _native.AreaResizer(*config.frame_size, config.hud_rows)
+    colours = np.random.default_rng(0).integers(64, size=SCREEN_SHAPE, dtype=np.uint8)
+    joypads = np.random.default_rng(0).choice(np.array([0x80, 0x81, 0x82], dtype=np.uint8), (repeats, lanes))
+
+    def run(joypad_N: U8, frames: int) -> float:
+        at = time.perf_counter()
+        machines.run(np.arange(lanes), joypad_N, np.full(lanes, frames), ram, out)
+        return (time.perf_counter() - at) / lanes
+
+    def resize() -> float:
+        at = time.perf_counter()
+        for lane in range(lanes):
+            resizer(colours, out[lane])
+        return (time.perf_counter() - at) / lanes
+
+    def save_and_load() -> float:
+        at = time.perf_counter()
         for emulator in machines.emulators:
-            emulator.load(start)
-        rng = np.random.default_rng(0)
-        ram = np.zeros((lanes, RAM_BYTES), dtype=np.uint8)
-        out = np.zeros((lanes, *frame_size), dtype=np.uint8)
-        everyone = np.arange(lanes)
-        samples = []
-        for _ in range(repeats):
-            joypads = rng.choice(np.array([0x80, 0x81, 0x82, 0x83], dtype=np.uint8), lanes)
-            at = time.perf_counter()
-            machines.run(everyone, joypads, np.full(lanes, frames), ram, out)
-            samples.append((time.perf_counter() - at) / lanes)
-        machines.close()
-        return statistics.median(samples) * 1e6
+            emulator.load(emulator.save())
+        return (time.perf_counter() - at) / lanes
 
-    one, five = timed(config.frame_size, 1), timed(config.frame_size, 5)
+    samples = []
+    for repeat, joypad_N in enumerate(joypads):
+        if repeat % 100 == 0:
+            for emulator in machines.emulators:
+                emulator.load(start)
+        samples.append((run(joypad_N, 1), run(joypad_N, 5), resize(), save_and_load()))
+    one, five, resizing, saving = (statistics.median(part) * 1e6 for part in zip(*samples, strict=True))
     frame = (five - one) / 4
-    tiny = timed((1, 1), 1)
-    whole = 1e6 / _rate(config, lanes, 1, 1.0)
-    emulation = frame * config.frame_skip
-    machine_us = one + frame * (config.frame_skip - 1)
-    state = make_lanes(config.emulator, 1, rom=config.rom).emulators[0]
-    state.load(start)
-    at = time.perf_counter()
-    for _ in range(1000):
-        state.load(state.save())
+    whole = 1e6 / statistics.median(_rate(replace(config, emulator=NATIVE), lanes, 1, 0.5) for _ in range(5))
     return {
-        "emulation of the frames": emulation,
-        "drawing the last one": tiny - frame,
-        "grey, mask and resize": one - tiny,
-        "game state, reward, ends and resets": whole - machine_us,
+        "emulation of the frames": frame * config.frame_skip,
+        "drawing the last one": one - frame - resizing,
+        "grey, mask and resize": resizing,
+        "game state, reward, ends and resets": whole - one - frame * (config.frame_skip - 1),
         "whole step": whole,
-        "save and load, once": (time.perf_counter() - at) / 1000 * 1e6,
+        "save and load, once": saving,
     }
 
 

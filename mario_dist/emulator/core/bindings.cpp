@@ -16,6 +16,8 @@ namespace {
 template <int Dimensions>
 using Out = nb::ndarray<u8, nb::ndim<Dimensions>, nb::c_contig, nb::device::cpu>;
 
+using Colours = nb::ndarray<const u8, nb::ndim<2>, nb::c_contig, nb::device::cpu>;
+
 template <typename T>
 using In = nb::ndarray<const T, nb::ndim<1>, nb::device::cpu>;
 
@@ -74,7 +76,16 @@ NB_MODULE(_native, module) {
                     throw std::invalid_argument("pictures are at most 240 by 256");
                 new (self) AreaResizer(height, width, masked_rows);
             },
-            "height"_a, "width"_a, "masked_rows"_a);
+            "height"_a, "width"_a, "masked_rows"_a)
+        .def(
+            "__call__",
+            [](const AreaResizer& self, const Colours& colours, const Out<2>& out) {
+                if (colours.shape(0) != kHeight || colours.shape(1) != kWidth ||
+                    static_cast<int>(out.shape(0)) != self.height() || static_cast<int>(out.shape(1)) != self.width())
+                    throw std::invalid_argument("the pictures' shapes do not fit");
+                self(colours.data(), out.data());
+            },
+            "colours"_a.noconvert(), "out"_a.noconvert());
 
     nb::class_<Lanes>(module, "Lanes")
         .def(

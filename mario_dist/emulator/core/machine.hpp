@@ -48,6 +48,7 @@ struct State {
     u8 vram[0x800];
     u8 ram[kRamBytes];
 };
+static_assert(__BYTE_ORDER__ == __ORDER_LITTLE_ENDIAN__, "states and tile rows are little-endian");
 static_assert(sizeof(State) == 44 + 32 + 256 + 0x800 + kRamBytes, "the saved form must not have padding");
 
 class Machine {

@@ -29,8 +29,9 @@ constexpr std::size_t kStateAt = Machine::kSavedBytes - sizeof(State);
 
 std::mt19937 rng;
 
-int below(int n) { return static_cast<int>(rng() % static_cast<unsigned>(n)); }
+int below(std::size_t n) { return static_cast<int>(rng() % n); }
 bool once_in(int n) { return below(n) == 0; }
+u8 any_byte() { return static_cast<u8>(rng()); }
 
 void require(bool holds, const char* what) {
     if (holds)
@@ -42,48 +43,49 @@ void require(bool holds, const char* what) {
 Bytes random_bytes(std::size_t n) {
     Bytes bytes(n);
     for (u8& byte : bytes)
-        byte = static_cast<u8>(rng());
+        byte = any_byte();
     return bytes;
 }
 
 // Code that goes where a random byte seldom goes: registers, DMA, polls, jumps and interrupts' returns.
 void append_instruction(Bytes& code) {
-    static constexpr u8 kToRegister[] = {0x8d, 0x8e, 0x8c, 0x9d, 0x99, 0xad, 0xae, 0xac, 0xbd, 0x2c, 0xee, 0xce, 0x0e, 0x5e};
+    static constexpr u8 kAbsolute[] = {0x8d, 0x8e, 0x8c, 0x9d, 0x99, 0xad, 0xae,
+                                       0xac, 0xbd, 0x2c, 0xee, 0xce, 0x0e, 0x5e};
+    const auto either = [](u8 a, u8 b) { return once_in(2) ? a : b; };
+    const auto absolute = [] { return kAbsolute[below(std::size(kAbsolute))]; };
     switch (below(12)) {
         case 0: case 1: case 2: case 3:
-            code.insert(code.end(), {kToRegister[below(sizeof kToRegister)], static_cast<u8>(below(8)), 0x20});
+            code.insert(code.end(), {absolute(), static_cast<u8>(below(8)), 0x20});
             break;
         case 4:
-            code.insert(code.end(), {kToRegister[below(sizeof kToRegister)], static_cast<u8>(0x12 + below(6)), 0x40});
+            code.insert(code.end(), {absolute(), static_cast<u8>(0x12 + below(6)), 0x40});
             break;
         case 5:
-            code.insert(code.end(), {0xad, 0x02, 0x20, 0x29, static_cast<u8>(once_in(3) ? 0x80 : 0x40),
-                                     static_cast<u8>(once_in(2) ? 0xd0 : 0xf0), 0xf9});
+            code.insert(code.end(), {0xad, 0x02, 0x20, 0x29, either(0x40, 0x80), either(0xd0, 0xf0), 0xf9});
             break;
         case 6:
-            code.insert(code.end(), {static_cast<u8>(once_in(2) ? 0x4c : 0x20), static_cast<u8>(rng()), static_cast<u8>(0x80 | rng())});
+            code.insert(code.end(), {either(0x4c, 0x20), any_byte(), static_cast<u8>(0x80 | any_byte())});
             break;
         case 7:
-            code.insert(code.end(), {0xa9, static_cast<u8>(rng()), 0x8d, static_cast<u8>(below(2)), 0x20});
+            code.insert(code.end(), {0xa9, any_byte(), 0x8d, either(0x00, 0x01), 0x20});
             break;
         case 8:
             code.push_back(0x40);
             break;
         default:
-            code.insert(code.end(), {static_cast<u8>(rng()), static_cast<u8>(rng())});
+            code.insert(code.end(), {any_byte(), any_byte()});
     }
 }
 
 Bytes random_rom() {
     const int banks = 1 + below(2);
-    const auto byte = [] { return static_cast<u8>(rng()); };
     // Sprites from anywhere, any control, and the picture turned on; then whatever comes.
-    Bytes code = {0xa9, byte(), 0x8d, 0x14, 0x40, 0xa9, byte(), 0x8d, 0x00, 0x20, 0xa9, 0x1e, 0x8d, 0x01, 0x20};
+    Bytes code = {0xa9, any_byte(), 0x8d, 0x14, 0x40, 0xa9, any_byte(), 0x8d, 0x00, 0x20, 0xa9, 0x1e, 0x8d, 0x01, 0x20};
     while (code.size() < banks * 0x4000u)
         append_instruction(code);
     code.resize(banks * 0x4000u);
     for (std::size_t at = code.size() - 6; at < code.size(); at += 2)
-        code[at + 1] |= once_in(4) ? 0 : 0x80;
+        code[at + 1] = static_cast<u8>(code[at + 1] | (once_in(4) ? 0 : 0x80));
     if (once_in(2)) {
         code[code.size() - 4] = 0x00;
         code[code.size() - 3] = 0x80;
@@ -119,7 +121,8 @@ void run_frame(Machine& machine, u8 joypad, int drawn_from) {
     }
     const auto picture = std::make_unique<u8[]>(kPixels);
     machine.run_frame(joypad, picture.get(), drawn_from);
-    require(std::all_of(picture.get(), picture.get() + kPixels, [](u8 colour) { return colour < 64; }), "no such colour");
+    const bool colours = std::all_of(picture.get(), picture.get() + kPixels, [](u8 colour) { return colour < 64; });
+    require(colours, "there is no such colour");
     const auto rgb = std::make_unique<u8[]>(3 * kPixels);
     to_rgb(picture.get(), rgb.get(), kPixels);
     to_grey(picture.get(), rgb.get(), kPixels);
@@ -129,7 +132,7 @@ int random_drawing() { return once_in(3) ? -1 : once_in(2) ? 0 : below(kHeight +
 
 void play(Machine& machine, int frames) {
     for (int i = 0; i < frames; ++i)
-        run_frame(machine, static_cast<u8>(rng()), random_drawing());
+        run_frame(machine, any_byte(), random_drawing());
 }
 
 void play_random_roms(int roms, int frames) {
@@ -138,7 +141,7 @@ void play_random_roms(int roms, int frames) {
         const Rom rom(file.data(), file.size());
         Machine drawn(rom), skipped(rom), reloaded(rom);
         for (int frame = 0; frame < frames; ++frame) {
-            const u8 joypad = static_cast<u8>(rng());
+            const u8 joypad = any_byte();
             run_frame(drawn, joypad, 0);
             run_frame(skipped, joypad, once_in(8) ? below(kHeight) : -1);
             require(loads(reloaded, saved(skipped)), "a state of its own was refused");
@@ -156,7 +159,7 @@ void damage(Bytes& state) {
     static constexpr u16 kDots[] = {0, 1, 2, 255, 256, 257, 258, 259, 280, 304, 339, 340, 341, 342};
     u8* const payload = state.data() + kStateAt;
     for (int n = 1 + below(6); n > 0; --n)
-        payload[below(static_cast<int>(once_in(2) ? offsetof(State, palette) : sizeof(State)))] = static_cast<u8>(rng());
+        payload[below(once_in(2) ? offsetof(State, palette) : sizeof(State))] = any_byte();
     if (once_in(2)) {
         std::memcpy(payload + offsetof(State, line), &kLines[below(std::size(kLines))], 2);
         std::memcpy(payload + offsetof(State, dot), &kDots[below(std::size(kDots))], 2);
@@ -180,7 +183,7 @@ void damage_states(const Rom& rom, int states, int frames) {
             ++accepted;
             Machine drawn = machine;
             for (int frame = 0; frame < frames; ++frame) {
-                const u8 joypad = static_cast<u8>(rng());
+                const u8 joypad = any_byte();
                 run_frame(drawn, joypad, 0);
                 run_frame(machine, joypad, random_drawing());
                 require(std::equal(drawn.ram(), drawn.ram() + kRamBytes, machine.ram()), "drawing changed RAM");
@@ -192,7 +195,8 @@ void damage_states(const Rom& rom, int states, int frames) {
         Bytes other = sound;
         other[below(16)] ^= static_cast<u8>(1 + below(255));
         require(!loads(machine, other), "a state of something else was loaded");
-        require(!loads(machine, Bytes(sound.begin(), sound.begin() + below(static_cast<int>(sound.size())))), "a part of a state was loaded");
+        other.assign(sound.begin(), sound.begin() + below(sound.size()));
+        require(!loads(machine, other), "a part of a state was loaded");
         require(!loads(machine, random_bytes(Machine::kSavedBytes)), "noise was loaded");
     }
     require(refused > states / 10 && accepted > states / 10, "damage was always the same");
@@ -203,10 +207,12 @@ void damage_files(const Bytes& sound, int files) {
     for (int i = 0; i < files; ++i) {
         Bytes file = once_in(8) ? random_bytes(below(200)) : sound;
         if (once_in(8))
-            file.resize(once_in(2) ? below(20) : below(static_cast<int>(sound.size()) + 1000));
+            file.resize(once_in(2) ? below(20) : below(sound.size() + 1000));
+        else if (once_in(8))
+            file.resize(sound.size() - 1 - below(3));
         if (!file.empty())
             for (int n = below(3); n > 0; --n)
-                file[below(static_cast<int>(once_in(4) ? file.size() : std::min<std::size_t>(file.size(), 16)))] = static_cast<u8>(rng());
+                file[below(once_in(4) ? file.size() : std::min<std::size_t>(file.size(), 16))] = any_byte();
         file.shrink_to_fit();
         try {
             const Rom rom(file.data(), file.size());
@@ -228,15 +234,16 @@ void resize_pictures(int sizes) {
     const u8 white = 0x30, bright = 252;
     const Bytes whites(kPixels, white);
     for (int i = 0; i < sizes; ++i) {
-        const int height = once_in(6) ? 1 + below(3) : 1 + below(kHeight), width = once_in(6) ? 1 + below(3) : 1 + below(kWidth);
+        const int height = 1 + below(once_in(6) ? 3 : kHeight), width = 1 + below(once_in(6) ? 3 : kWidth);
         const int masked = once_in(3) ? 0 : below(kHeight + 1);
         const AreaResizer resizer(height, width, masked);
-        const std::size_t n = static_cast<std::size_t>(height) * width;
+        const std::ptrdiff_t n = static_cast<std::ptrdiff_t>(height) * width;
         const auto out = std::make_unique<u8[]>(n);
         resizer(picture.data(), out.get());
         resizer(whites.data(), out.get());
-        require(masked > 0 || std::all_of(out.get(), out.get() + n, [](u8 grey) { return grey == bright; }), "white is not white");
-        require(masked < kHeight || std::all_of(out.get(), out.get() + n, [](u8 grey) { return grey == 0; }), "black is not black");
+        const auto all = [&](u8 grey) { return std::count(out.get(), out.get() + n, grey) == n; };
+        require(masked > 0 || all(bright), "white is not white");
+        require(masked < kHeight || all(0), "black is not black");
     }
 }
 
@@ -258,15 +265,17 @@ void run_lanes(const std::shared_ptr<const Rom>& rom, int calls) {
                 std::shuffle(order, order + kLanes, rng);
                 for (int i = 0; i < kLanes; ++i) {
                     count[i] = 1 + below(4);
-                    joypads[i] = static_cast<u8>(rng());
+                    joypads[i] = any_byte();
                 }
                 const int n = below(kLanes + 1);
                 together.run(n, order, joypads, count, resizer, ram[0].data(), frames[0].data());
                 alone.run(n, order, joypads, count, resizer, ram[1].data(), frames[1].data());
                 require(ram[0] == ram[1] && frames[0] == frames[1], "threads changed what lanes do");
-                if (n > 0 && keep)
-                    require(std::equal(together.picture(static_cast<int>(order[0])), together.picture(static_cast<int>(order[0])) + kPixels,
-                                       alone.picture(static_cast<int>(order[0]))), "threads changed a picture");
+                if (n > 0 && keep) {
+                    const u8* picture = together.picture(static_cast<int>(order[0]));
+                    require(std::equal(picture, picture + kPixels, alone.picture(static_cast<int>(order[0]))),
+                            "threads changed a picture");
+                }
                 const int lane = below(kLanes);
                 together.step(lane, joypads[0]);
                 alone.step(lane, joypads[0]);
