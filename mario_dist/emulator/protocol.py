@@ -58,7 +58,8 @@ class Lanes(Protocol):
         """Let M of the lanes, named once each, run so many frames (at least 1) with these buttons held.
 
         Writes their RAM, and their last picture as the policy sees it (grey, masked, resized), to their own
-        rows of ``ram_NR``, uint8 [N, 2048], and ``frame_NHW``, uint8 [N, H, W]. Other rows stay.
+        rows of ``ram_NR``, uint8 [N, 2048], and ``frame_NHW``, uint8 [N, H, W]. Other rows stay. Calls from
+        several threads take turns.
         """
 
     def close(self) -> None:

@@ -25,7 +25,7 @@ def rom_path(path: str = "") -> Path:
     if path:
         try:
             file = Path(path).expanduser().read_bytes()
-        except (OSError, RuntimeError) as error:  # RuntimeError: whose home is that?
+        except (OSError, RuntimeError, ValueError) as error:  # no such home; a NUL in the name
             raise UserError(f"cannot read the ROM {path}: {getattr(error, 'strerror', error)}") from None
         _check(file, path)
     return Path(smb1_rom_path())

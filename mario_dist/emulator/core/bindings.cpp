@@ -3,6 +3,7 @@
 #include <nanobind/ndarray.h>
 #include <nanobind/stl/shared_ptr.h>
 
+#include <algorithm>
 #include <stdexcept>
 
 #include "lanes.hpp"
@@ -83,6 +84,8 @@ NB_MODULE(_native, module) {
                 if (colours.shape(0) != kHeight || colours.shape(1) != kWidth ||
                     static_cast<int>(out.shape(0)) != self.height() || static_cast<int>(out.shape(1)) != self.width())
                     throw std::invalid_argument("the pictures' shapes do not fit");
+                if (*std::max_element(colours.data(), colours.data() + kWidth * kHeight) > 63)
+                    throw std::invalid_argument("NES colours are 0 to 63");
                 self(colours.data(), out.data());
             },
             "colours"_a.noconvert(), "out"_a.noconvert());
@@ -101,10 +104,10 @@ NB_MODULE(_native, module) {
              "frames"_a.noconvert(), "ram"_a.noconvert(), "frames_out"_a.noconvert())
         .def(
             "step",
-            [](Lanes& self, int lane, int joypad) {
+            [](Lanes& self, int lane, u8 joypad) {
                 checked(lane, self);
                 const nb::gil_scoped_release release;
-                self.step(lane, static_cast<u8>(joypad));
+                self.step(lane, joypad);
             },
             "lane"_a, "joypad"_a)
         .def(

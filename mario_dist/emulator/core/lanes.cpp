@@ -4,6 +4,8 @@
 #include <cstring>
 #include <stdexcept>
 
+#include <unistd.h>
+
 namespace nes {
 
 namespace {
@@ -19,11 +21,18 @@ void wait_awake(Condition condition) {
 }  // namespace
 
 ThreadPool::ThreadPool(int threads) {
-    for (int i = 1; i < threads; ++i)
-        threads_.emplace_back([this] { serve(); });
+    try {
+        for (int i = 1; i < threads; ++i)
+            threads_.emplace_back([this] { serve(); });
+    } catch (...) {  // the system gives no more threads
+        stop();
+        throw;
+    }
 }
 
-ThreadPool::~ThreadPool() {
+ThreadPool::~ThreadPool() { stop(); }
+
+void ThreadPool::stop() {
     {
         const std::lock_guard lock(mutex_);
         stop_ = true;
@@ -34,6 +43,7 @@ ThreadPool::~ThreadPool() {
 }
 
 void ThreadPool::run(int n, const std::function<void(int)>& work) {
+    const std::lock_guard one_at_a_time(callers_);
     if (threads_.empty() || n < 2) {
         for (int i = 0; i < n; ++i)
             work(i);
@@ -79,12 +89,17 @@ void ThreadPool::take_work() {
     }
 }
 
+void ForgetInFork::operator()(ThreadPool* pool) const {
+    if (getpid() == process)
+        delete pool;
+}
+
 Lanes::Lanes(std::shared_ptr<const Rom> rom, int n, int threads, bool keep_pictures)
     : rom_(std::move(rom)),
       keep_pictures_(keep_pictures),
       machines_(n, Machine(*rom_)),
       pictures_(n),
-      pool_(threads) {}
+      pool_(new ThreadPool(threads), ForgetInFork{getpid()}) {}
 
 void Lanes::step(int lane, u8 joypad) {
     if (!pictures_[lane])
@@ -96,7 +111,7 @@ void Lanes::run(int count, const std::int64_t* lanes, const u8* joypads, const s
                 const AreaResizer& resizer, u8* ram, u8* frames_out) {
     const std::size_t pixels = static_cast<std::size_t>(resizer.height()) * resizer.width();
     const int first_line = keep_pictures_ ? 0 : resizer.masked_rows();
-    pool_.run(count, [&](int i) {
+    pool_->run(count, [&](int i) {
         // One picture for all lanes of a thread stays in its cache.
         static thread_local Picture shared;
         const auto lane = static_cast<std::size_t>(lanes[i]);

@@ -10,6 +10,8 @@
 #include <thread>
 #include <vector>
 
+#include <sys/types.h>
+
 #include "machine.hpp"
 #include "picture.hpp"
 
@@ -29,8 +31,9 @@ public:
 private:
     void serve();
     void take_work();
+    void stop();
 
-    std::mutex mutex_;
+    std::mutex callers_, mutex_;
     std::condition_variable start_, done_;
     const std::function<void(int)>* work_ = nullptr;
     int next_ = 0, end_ = 0;
@@ -38,6 +41,12 @@ private:
     std::atomic<u64> calls_{0};
     std::atomic<bool> stop_{false};
     std::vector<std::thread> threads_;
+};
+
+// A forked process has a copy of the pool but none of its threads: to end it would be to wait for them for ever.
+struct ForgetInFork {
+    pid_t process;
+    void operator()(ThreadPool* pool) const;
 };
 
 class Lanes {
@@ -67,7 +76,7 @@ private:
     bool keep_pictures_;
     std::vector<Machine> machines_;
     std::vector<std::unique_ptr<Picture>> pictures_;
-    ThreadPool pool_;
+    std::unique_ptr<ThreadPool, ForgetInFork> pool_;
 };
 
 }  // namespace nes

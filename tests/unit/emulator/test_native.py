@@ -245,6 +245,19 @@ def test_run_refuses_what_does_not_fit(changes: dict[str, object], error: type[E
     ]
 
 
+def test_run_reads_views() -> None:
+    """Of what it only reads, any part of an array will do."""
+    a, b = make_lanes("native", 3), make_lanes("native", 3)
+    run(a, lanes_M=np.array([2, 0]), joypad_M=np.array([1, 128], np.uint8), frames_M=np.array([5, 3]))
+    run(
+        b,
+        lanes_M=np.array([0, 1, 2])[::-2],
+        joypad_M=np.array([[1, 9], [128, 9]], np.uint8)[:, 0],
+        frames_M=np.array([5, 9, 3])[::2],
+    )
+    assert [machine.save() for machine in a.emulators] == [machine.save() for machine in b.emulators]
+
+
 def test_pictures_are_copied_to_what_fits_them_only() -> None:
     machine = playing()
     with pytest.raises(ValueError, match="240 by 256"):
@@ -319,3 +332,46 @@ def test_python_goes_on_while_lanes_run() -> None:
         time.sleep(0.001)
         ticks += 1
     assert ticks > 10
+
+
+OTHER_CALLERS = """
+import os, threading
+import numpy as np
+from mario_dist.emulator import make_lanes
+
+lanes = make_lanes("native", 4, threads=3)
+ram, frames = np.zeros((4, 2048), np.uint8), np.zeros((4, 84, 84), np.uint8)
+
+
+def run(*named: int) -> None:
+    for _ in range(100):
+        lanes.run(np.array(named), np.zeros(2, np.uint8), np.ones(2, np.int64), ram, frames)
+
+
+threads = [threading.Thread(target=run, args=named) for named in ((0, 1), (2, 3))]
+for thread in threads:
+    thread.start()
+for thread in threads:
+    thread.join()
+assert (ram == ram[0]).all() and ram.any()
+pid = os.fork()
+if pid == 0:
+    run(0, 1)
+    del lanes
+    os._exit(0)
+print(os.waitpid(pid, 0)[1])
+"""
+
+
+def test_callers_in_other_threads_and_forks_do_not_wait_for_ever() -> None:
+    done = subprocess.run(
+        [sys.executable, "-W", "ignore", "-c", OTHER_CALLERS], capture_output=True, text=True, timeout=60
+    )
+    assert (done.stdout, done.returncode) == ("0\n", 0), done.stderr
+
+
+def test_a_joypad_is_a_byte() -> None:
+    lane = make_emulator("native")
+    for joypad in (256, -1):
+        with pytest.raises(TypeError):
+            lane.step(joypad)

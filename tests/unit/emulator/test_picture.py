@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
-from mario_dist.emulator import RAM_BYTES, SCREEN_SHAPE, make_lanes, new_grey
+from mario_dist.emulator import RAM_BYTES, SCREEN_SHAPE, _native, make_lanes, new_grey
 from mario_dist.emulator.native import NativeLanes
 from mario_dist.emulator.picture import AreaResizer
 from mario_dist.env.starts import level_start
@@ -129,6 +129,17 @@ def test_the_native_frame_is_the_area_mean(shape: tuple[int, int], masked_rows: 
         np.testing.assert_array_equal(frame, area_mean(grey, shape, masked_rows))
         np.testing.assert_array_equal(frame, resized(grey, shape, masked_rows))
         np.testing.assert_array_equal(frame, run(not_kept, shape, frames))
+
+
+@pytest.mark.parametrize("shape", SHAPES)
+def test_the_native_resizer_knows_all_colours(shape: tuple[int, int]) -> None:
+    """Each of the 64; what they look like in grey is what a frame as large as the picture shows."""
+    colours = np.random.default_rng(1).integers(64, size=SCREEN_SHAPE, dtype=np.uint8)
+    grey, frame = new_grey(), np.full(shape, 7, dtype=np.uint8)
+    _native.AreaResizer(*SCREEN_SHAPE, 0)(colours, grey)
+    assert len(np.unique(grey)) > 40
+    _native.AreaResizer(*shape, 32)(colours, frame)
+    np.testing.assert_array_equal(frame, area_mean(grey, shape, 32))
 
 
 def test_the_rows_of_the_hud_are_black_and_no_others() -> None:
