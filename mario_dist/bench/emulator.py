@@ -1,22 +1,25 @@
 """How fast the environment is, through the ``VectorEnv`` that training uses, on each emulator backend."""
 
+import json
 import os
 import statistics
 import subprocess
 import sys
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import replace
+from dataclasses import asdict, replace
 from itertools import product
 from typing import Any, Literal
 
 import numpy as np
 
 from mario_dist import machine
+from mario_dist.config import override
 from mario_dist.emulator import RAM_BYTES, SCREEN_SHAPE, make_lanes
 from mario_dist.env import EnvConfig, MarioVectorEnv
 from mario_dist.env.actions import action_set
 from mario_dist.env.starts import level_start
+from mario_dist.errors import UserError
 from mario_dist.types import U8
 
 Backend = Literal["native", "nes-py"]
@@ -122,7 +125,8 @@ def _processes(config: EnvConfig, lanes: int, count: int, seconds: float) -> flo
     """How much more ``count`` processes do than one: what the machine's cores can give."""
 
     def total(n: int) -> float:
-        command = [sys.executable, "-m", __name__, str(lanes), str(seconds), config.rom]
+        workload = json.dumps({**asdict(config), "emulator": NATIVE})
+        command = [sys.executable, "-m", __name__, str(max(1, lanes // n)), str(seconds), workload]
         # All are ready before any starts: each waits for a line, then plays.
         children = [
             subprocess.Popen(
@@ -137,7 +141,10 @@ def _processes(config: EnvConfig, lanes: int, count: int, seconds: float) -> flo
             assert child.stdin is not None
             child.stdin.write("go\n")
             child.stdin.flush()
-        return sum(float(child.communicate()[0]) for child in children)
+        rates = [child.communicate()[0] for child in children]
+        if any(child.returncode for child in children):
+            raise UserError("a process of the benchmark failed; its error stands above")
+        return sum(float(rate) for rate in rates)
 
     return statistics.median(total(count) / total(1) for _ in range(3))
 
@@ -191,15 +198,15 @@ def _step_parts(config: EnvConfig, lanes: int, repeats: int = 300) -> dict[str, 
         "emulation of the frames": frame * config.frame_skip,
         "drawing the last one": one - frame - resizing,
         "grey, mask and resize": resizing,
-        "game state, reward, ends and resets": whole - one - frame * (config.frame_skip - 1),
+        "the rest: game state, reward, ends, resets": whole - one - frame * (config.frame_skip - 1),
         "whole step": whole,
         "save and load, once": saving,
     }
 
 
-def _play_when_told(lanes: int, seconds: float, rom: str) -> None:
-    config = EnvConfig(emulator=NATIVE, rom=rom)
-    level_start(NATIVE, config.levels[0], rom)
+def _play_when_told(lanes: int, seconds: float, workload: str) -> None:
+    config = override({"env": json.loads(workload)}, ()).env
+    level_start(NATIVE, config.levels[0])
     print("ready", flush=True)
     sys.stdin.readline()
     print(_rate(config, lanes, 1, seconds))

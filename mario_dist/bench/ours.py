@@ -34,7 +34,12 @@ def run_config(settings: PeerSettings) -> RunConfig:
         total_steps=iterations * settings.batch,
         # The peers' episodes end with the life or the level alone.
         env=EnvConfig(
-            levels=(settings.level,), reward="native", noop_max=0, stall_steps=0, emulator=settings.emulator
+            levels=(settings.level,),
+            reward="native",
+            noop_max=0,
+            stall_steps=0,
+            max_steps=0,
+            emulator=settings.emulator,
         ),
         network=NetworkConfig(torso=settings.torso, hidden=512 if settings.torso == "nature" else 256),
         algo=PPOConfig(

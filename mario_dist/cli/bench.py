@@ -71,7 +71,7 @@ def emulator(
 
 @bench_app.command()
 def parity(
-    frames: Annotated[int, typer.Option(min=100, help="Frames to compare.")] = 20_000,
+    frames: Annotated[int, typer.Option(min=100, help="Frames to compare.")] = 60_000,
     seed: Annotated[int, typer.Option(min=0)] = 0,
     rom: Rom = None,
     as_json: Json = False,
@@ -92,7 +92,8 @@ def parity(
     else:
         _print_machine(document)
         print(
-            f"{document['frames']:,} frames: {document['frames_with_other_ram']} with other RAM,"
+            f"{document['frames']:,} frames, {document['looks_of_the_undrawn_machine']:,} looks at a machine"
+            f" that draws those only: {document['frames_with_other_ram']} with other RAM,"
             f" {document['frames_with_another_picture']} with another picture"
             f" ({document['rows_of_pictures_that_differ']} rows)"
         )

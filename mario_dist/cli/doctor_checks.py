@@ -107,7 +107,7 @@ def _rom(name: str) -> Check:
 
 
 def _emulator(name: str) -> Check:
-    from mario_dist.emulator import BUILD_NATIVE, make_emulator, native_problem, resolve_backend
+    from mario_dist.emulator import build_native, make_emulator, native_problem, resolve_backend
 
     emulator = make_emulator("auto")
     try:
@@ -123,7 +123,7 @@ def _emulator(name: str) -> Check:
     if not picture.min() < picture.max():
         return Check(name, False, f"{detail}, but the picture is empty", reinstall())
     if native_problem():
-        return Check(name, False, f"{detail}; the native core was not built", BUILD_NATIVE, required=False)
+        return Check(name, False, f"{detail}; the native core was not built", build_native(), required=False)
     return Check(name, True, detail)
 
 

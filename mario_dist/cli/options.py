@@ -7,5 +7,8 @@ import typer
 
 Rom = Annotated[
     Path | None,
-    typer.Option(metavar="PATH", help="Your own ROM file of the game, instead of the one that is installed."),
+    typer.Option(
+        metavar="PATH",
+        help="Your own ROM file: refused unless it is the game that is installed, which is then played.",
+    ),
 ]

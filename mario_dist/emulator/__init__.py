@@ -1,6 +1,7 @@
 """NES hardware: one protocol, and two backends that play the same game."""
 
 import importlib
+import shutil
 import sys
 from typing import Literal
 
@@ -9,18 +10,12 @@ from mario_dist.emulator.protocol import RAM_BYTES, SCREEN_SHAPE, Emulator, Lane
 from mario_dist.emulator.rom import rom_path
 from mario_dist.errors import UserError
 
-BUILD_NATIVE = (
-    f"{'xcode-select --install' if sys.platform == 'darwin' else 'apt-get install g++'}"
-    " && uv sync --reinstall-package mario-dist"
-)
-"""Gets a C++17 compiler, and builds the core with it."""
-
 __all__ = [
-    "BUILD_NATIVE",
     "RAM_BYTES",
     "SCREEN_SHAPE",
     "Emulator",
     "Lanes",
+    "build_native",
     "make_emulator",
     "make_lanes",
     "native_problem",
@@ -40,7 +35,7 @@ def make_lanes(
     threads: int = 1,
     keep_pictures: bool = True,
 ) -> Lanes:
-    """N powered-on machines with Super Mario Bros. (or the ROM file ``rom``) in them.
+    """N powered-on machines with Super Mario Bros. in them; ``rom``, where given, is checked to be that.
 
     ``frame_size``, ``masked_rows`` and ``threads`` are what ``Lanes.run`` works with. It is faster where it
     need not ``keep_pictures`` for ``Emulator.rgb`` and ``grey``, which raise ``RuntimeError`` then.
@@ -80,10 +75,18 @@ def require_native() -> None:
         raise UserError(problem)
 
 
+def build_native() -> str:
+    """The command that builds the core: it gets a C++17 compiler, or shows why the one there failed."""
+    build = "uv sync --reinstall-package mario-dist"
+    if shutil.which("c++") or shutil.which("g++") or shutil.which("clang++"):
+        return f"{build} -v"
+    return f"{'xcode-select --install' if sys.platform == 'darwin' else 'apt-get install g++'} && {build}"
+
+
 def native_problem() -> str | None:
     """Why the native core can't be used, and the command that mends it, in one line; None where it can."""
     try:
         importlib.import_module("mario_dist.emulator._native")
     except ImportError as error:
-        return f"the native emulator core was not built ({error}); to build it: {BUILD_NATIVE}"
+        return f"the native emulator core was not built ({error}); to build it: {build_native()}"
     return None

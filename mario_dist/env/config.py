@@ -20,7 +20,8 @@ class EnvConfig:
     stall_steps: steps without a new best x after which the episode ends as ``stall``; 0 turns it off.
     max_steps: steps after which the episode is truncated; 0 turns it off.
     emulator: auto is the native core where it was built, else nes-py; both play the same game.
-    rom: one's own ROM file of the game, by default the one that gym-super-mario-bros brings.
+    rom: one's own ROM file, to be checked: it is refused unless its contents are those of the ROM that
+    gym-super-mario-bros brings, and that one is played.
     """
 
     kind: Literal["mario", "probe"] = "mario"

@@ -15,8 +15,9 @@ from mario_dist import config as configuration
 from mario_dist import machine
 from mario_dist.checkpoint import TrainState
 from mario_dist.config import RunConfig
-from mario_dist.emulator import native_problem, resolve_backend
+from mario_dist.emulator import make_emulator, native_problem, resolve_backend
 from mario_dist.emulator.rom import rom_path
+from mario_dist.env import EnvConfig
 from mario_dist.errors import UserError
 from mario_dist.learner import network_arrays
 from mario_dist.learner.device import choose_device
@@ -64,7 +65,7 @@ def run_training(
     """
     if address is not None and config.system.driver == "local":
         raise UserError("--address is for Ray, and this configuration says system.driver: local")
-    config = _settle_emulator(config)
+    config = _settle_emulator(config, None if resume is None else _env_before(resume))
     network = make_network(config)
     if resume is not None:
         check_network(network, resume)
@@ -99,17 +100,24 @@ def run_training(
     return RunResult(run_id, outcome, session.counters.agent_steps, session.directory, session.best)
 
 
-def _settle_emulator(config: RunConfig) -> RunConfig:
-    """Name the backend and the ROM that all workers of the run will use, now and when it is resumed.
+def _settle_emulator(config: RunConfig, before: EnvConfig | None) -> RunConfig:
+    """Name the backend that all workers of the run will use, now and when it is resumed, and check the ROM.
 
-    Raises ``UserError`` where they are not there.
+    before: the environment of the run that is resumed, whose backend ``auto`` means then. Raises
+    ``UserError`` where they are not there.
     """
     env = config.env
     if env.kind != "mario":
         return config
     rom_path(env.rom)
-    rom = str(Path(env.rom).expanduser().absolute()) if env.rom else ""
-    return replace(config, env=replace(env, emulator=resolve_backend(env.emulator), rom=rom))
+    backend = before.emulator if before is not None and env.emulator == "auto" else env.emulator
+    return replace(config, env=replace(env, emulator=resolve_backend(backend), rom=""))
+
+
+def _env_before(resume: TrainState) -> EnvConfig:
+    """The environment of a checkpoint. Those that say ``auto`` were made when there was nes-py only."""
+    env = configuration.parse(resume.meta["config"]).env
+    return replace(env, emulator="nes-py") if env.kind == "mario" and env.emulator == "auto" else env
 
 
 def check_network(network: torch.nn.Module, state: TrainState) -> None:
@@ -189,9 +197,21 @@ def _drive(
         ray_learner.close()
 
 
+def _loads(states: list[Arrays]) -> bool:
+    """Whether the native core still reads the machines that a checkpoint kept."""
+    try:
+        for state in states[:1]:
+            make_emulator("native").load(state["env.machine.0"].tobytes())
+    except ValueError:
+        return False
+    return True
+
+
 def _workers_fit(config: RunConfig, plan: Plan, resume: TrainState, states: list[Arrays]) -> bool:
     """Whether the workers of a checkpoint can go on under this plan."""
-    same_env = configuration.parse(resume.meta["config"]).env == config.env
+    same_env = _env_before(resume) == config.env
+    if same_env and config.env.kind == "mario" and config.env.emulator == "native":
+        same_env = _loads(states)
     lanes = {int(state["env.clock.length"].shape[0]) for state in states if state}
     return same_env and len(states) == plan.actors and lanes <= {plan.lanes}
 

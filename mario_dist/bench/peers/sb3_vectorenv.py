@@ -82,7 +82,12 @@ class StackedVecEnv(VecEnv):
 def measure(settings: PeerSettings) -> PeerResult:
     """Train and time. Start-up and the warm-up iterations are not in the figures."""
     config = EnvConfig(
-        levels=(settings.level,), reward="native", noop_max=0, stall_steps=0, emulator=settings.emulator
+        levels=(settings.level,),
+        reward="native",
+        noop_max=0,
+        stall_steps=0,
+        max_steps=0,
+        emulator=settings.emulator,
     )
     cores = settings.torch_threads or torch.get_num_threads()
     env = MarioVectorEnv(config, settings.n_envs, (settings.seed,), threads=torch.get_num_threads())

@@ -44,7 +44,9 @@ void Machine::run_frame(u8 joypad, u8* picture, int first_line) {
     state_.odd_call ^= 1;
 }
 
-void Machine::save(u8* out) const {
+void Machine::save(u8* out) {
+    list_sprites();
+    std::memset(state_.sprite_list + state_.sprite_count, 0, sizeof state_.sprite_list - state_.sprite_count);
     std::memcpy(out, kMagic, 8);
     std::memcpy(out + 8, &rom_->hash, 8);
     const u64 check = hash_bytes(reinterpret_cast<const u8*>(&state_), sizeof state_);

@@ -1,4 +1,4 @@
-// One NES: 6502, PPU, two controllers and an NROM cartridge. No sound.
+// One NES: 6502, PPU, a controller and an NROM cartridge. No sound.
 //
 // Time is counted as nes-py counts it, so that both play the same game. A frame is 29,781 CPU cycles,
 // whatever the beam does; in each cycle the PPU runs three dots and then the CPU acts, an instruction doing
@@ -62,7 +62,7 @@ public:
     void run_frame(u8 joypad, u8* picture = nullptr, int first_line = 0);
 
     static constexpr std::size_t kSavedBytes = 24 + sizeof(State);
-    void save(u8* out) const;
+    void save(u8* out);  // equal machines have equal states, whatever was drawn of them
     // Throws std::invalid_argument where these bytes are not a state of this core and ROM, or are damaged.
     void load(const u8* bytes, std::size_t size);
 
