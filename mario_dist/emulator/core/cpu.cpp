@@ -44,14 +44,17 @@ void Machine::run_frame(u8 joypad, u8* picture, int first_line) {
     state_.odd_call ^= 1;
 }
 
-void Machine::save(u8* out) {
-    list_sprites();
-    std::memset(state_.sprite_list + state_.sprite_count, 0, sizeof state_.sprite_list - state_.sprite_count);
+void Machine::save(u8* out) const {
+    // Which sprites were listed depends on what was drawn: list them all.
+    Machine listed = *this;
+    listed.list_sprites();
+    State& state = listed.state_;
+    std::memset(state.sprite_list + state.sprite_count, 0, sizeof state.sprite_list - state.sprite_count);
     std::memcpy(out, kMagic, 8);
     std::memcpy(out + 8, &rom_->hash, 8);
-    const u64 check = hash_bytes(reinterpret_cast<const u8*>(&state_), sizeof state_);
+    const u64 check = hash_bytes(reinterpret_cast<const u8*>(&state), sizeof state);
     std::memcpy(out + 16, &check, 8);
-    std::memcpy(out + 24, &state_, sizeof state_);
+    std::memcpy(out + 24, &state, sizeof state);
 }
 
 void Machine::load(const u8* bytes, std::size_t size) {

@@ -62,7 +62,7 @@ public:
     void run_frame(u8 joypad, u8* picture = nullptr, int first_line = 0);
 
     static constexpr std::size_t kSavedBytes = 24 + sizeof(State);
-    void save(u8* out);  // equal machines have equal states, whatever was drawn of them
+    void save(u8* out) const;  // equal machines have equal states, whatever was drawn of them
     // Throws std::invalid_argument where these bytes are not a state of this core and ROM, or are damaged.
     void load(const u8* bytes, std::size_t size);
 
