@@ -264,6 +264,6 @@ def test_where_the_native_core_was_not_built(monkeypatch: pytest.MonkeyPatch) ->
     monkeypatch.setitem(sys.modules, "mario_dist.emulator._native", None)
     assert isinstance(make_emulator("auto"), NesPyEmulator)
     assert level_start("auto", "1-1") == level_start("nes-py", "1-1")
-    with pytest.raises(UserError, match="not built .*uv sync") as refused:
+    with pytest.raises(UserError, match=r"not built .*uv sync") as refused:
         make_lanes("native", 1)
     assert "\n" not in str(refused.value)
