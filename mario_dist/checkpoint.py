@@ -2,14 +2,14 @@
 
 A checkpoint is a directory ``step-<agent steps>`` with arrays.safetensors, meta.json and, written last,
 manifest.json with the size and SHA-256 of the others. It is built beside its place, synced and renamed.
-Nothing is pickled.
+The newest one may have a replay too, which is written and read by whoever keeps one. Nothing is pickled.
 """
 
 import hashlib
 import json
 import os
 import shutil
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -23,6 +23,8 @@ from mario_dist.types import Arrays
 FORMAT = 1
 _PREFIX = "step-"
 _TEMPORARY = ".writing-"
+_REPLAY = "replay"
+_CHUNK_BYTES = 2**24
 
 
 class CheckpointError(Exception):
@@ -37,8 +39,16 @@ class TrainState:
     meta: Mapping[str, Any]
 
 
-def save_checkpoint(directory: Path, agent_steps: int, state: TrainState) -> Path:
-    """Write ``directory/step-<agent_steps>``. An existing one of that name is replaced."""
+def save_checkpoint(
+    directory: Path,
+    agent_steps: int,
+    state: TrainState,
+    save_replay: Callable[[Path], None] | None = None,
+) -> Path:
+    """Write ``directory/step-<agent_steps>``. An existing one of that name is replaced.
+
+    save_replay: writes files into the folder that it is given. Older checkpoints lose their replay then.
+    """
     directory.mkdir(parents=True, exist_ok=True)
     final = directory / _name(agent_steps)
     temporary = directory / f"{_TEMPORARY}{final.name}"
@@ -49,18 +59,24 @@ def save_checkpoint(directory: Path, agent_steps: int, state: TrainState) -> Pat
         "arrays.safetensors": save({k: np.asarray(v, order="C") for k, v in state.arrays.items()}),
         "meta.json": json.dumps(state.meta, indent=1).encode(),
     }
-    manifest = {
-        "format": FORMAT,
-        "agent_steps": agent_steps,
-        "files": {name: _digest(content) for name, content in files.items()},
-    }
+    digests = {name: _digest(content) for name, content in files.items()}
+    if save_replay is not None:
+        save_replay(temporary / _REPLAY)
+        for path in sorted(p for p in (temporary / _REPLAY).rglob("*") if p.is_file()):
+            digests[str(path.relative_to(temporary))] = _digest_file(path)
+            _sync(path)
+    manifest = {"format": FORMAT, "agent_steps": agent_steps, "files": digests}
     for name, content in {**files, "manifest.json": json.dumps(manifest, indent=1).encode()}.items():
         _write_synced(temporary / name, content)
-    _sync_directory(temporary)
+    _sync(temporary)
     if final.exists():
         _discard(final)
     temporary.rename(final)
-    _sync_directory(directory)
+    _sync(directory)
+    if save_replay is not None:
+        for path in list_checkpoints(directory):
+            if path != final and (path / _REPLAY).is_dir():
+                _discard(path / _REPLAY, directory / f"{_TEMPORARY}{_REPLAY}-{path.name}")
     return final
 
 
@@ -90,6 +106,27 @@ def load_checkpoint(path: Path) -> TrainState:
     except (SafetensorError, ValueError) as error:
         raise CheckpointError(f"{path} is damaged: {error}") from error
     return TrainState(arrays, meta)
+
+
+def checkpoint_replay(path: Path) -> Path | None:
+    """The folder of the replay in a checkpoint, every byte of it checked; None where there is none.
+
+    Raises ``CheckpointError`` where it is not what was written.
+    """
+    folder = path / _REPLAY
+    if not folder.is_dir():
+        return None
+    files: dict[str, Any] = json.loads((path / "manifest.json").read_bytes())["files"]
+    for name, digest in files.items():
+        if not name.startswith(f"{_REPLAY}/"):
+            continue
+        try:
+            intact = _digest_file(path / name) == digest
+        except OSError as error:
+            raise CheckpointError(f"{path} is damaged: cannot read {name} ({error.strerror})") from error
+        if not intact:
+            raise CheckpointError(f"{path} is damaged: {name} is not what was written")
+    return folder
 
 
 def list_checkpoints(directory: Path) -> list[Path]:
@@ -128,7 +165,7 @@ def mark_best(directory: Path, checkpoint: Path, evaluation: Mapping[str, Any]) 
     content = json.dumps({"checkpoint": checkpoint.name, "evaluation": evaluation}, indent=1)
     _write_synced(temporary, content.encode())
     temporary.rename(directory / "best.json")
-    _sync_directory(directory)
+    _sync(directory)
 
 
 def best_checkpoint(directory: Path) -> Path | None:
@@ -145,9 +182,9 @@ def _name(agent_steps: int) -> str:
     return f"{_PREFIX}{agent_steps:012d}"
 
 
-def _discard(path: Path) -> None:
-    """Remove a checkpoint; killed half-way, what is left is not listed, and the next ``prune`` removes it."""
-    aside = path.with_name(f"{_TEMPORARY}old-{path.name}")
+def _discard(path: Path, aside: Path | None = None) -> None:
+    """Remove a folder; killed half-way, what is left is not listed, and the next ``prune`` removes it."""
+    aside = aside or path.with_name(f"{_TEMPORARY}old-{path.name}")
     shutil.rmtree(aside, ignore_errors=True)
     path.rename(aside)
     shutil.rmtree(aside)
@@ -157,6 +194,14 @@ def _digest(content: bytes) -> dict[str, Any]:
     return {"bytes": len(content), "sha256": hashlib.sha256(content).hexdigest()}
 
 
+def _digest_file(path: Path) -> dict[str, Any]:
+    digest = hashlib.sha256()
+    with path.open("rb") as file:
+        while chunk := file.read(_CHUNK_BYTES):
+            digest.update(chunk)
+    return {"bytes": path.stat().st_size, "sha256": digest.hexdigest()}
+
+
 def _write_synced(path: Path, content: bytes) -> None:
     with path.open("wb") as file:
         file.write(content)
@@ -164,7 +209,7 @@ def _write_synced(path: Path, content: bytes) -> None:
         os.fsync(file.fileno())
 
 
-def _sync_directory(path: Path) -> None:
+def _sync(path: Path) -> None:
     descriptor = os.open(path, os.O_RDONLY)
     try:
         os.fsync(descriptor)

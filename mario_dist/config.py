@@ -11,11 +11,12 @@ import typing
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, ClassVar, Literal
+from typing import Annotated, Any, ClassVar, Literal
 
 import yaml
-from pydantic import ConfigDict, TypeAdapter, ValidationError
+from pydantic import ConfigDict, Discriminator, Tag, TypeAdapter, ValidationError
 
+from mario_dist.algos.apex import ApexConfig
 from mario_dist.algos.ppo import PPOConfig
 from mario_dist.env.config import EnvConfig
 from mario_dist.errors import UserError
@@ -39,6 +40,35 @@ class RolloutConfig:
     def __post_init__(self) -> None:
         if min(self.actors, self.lanes, self.threads) < 0 or self.unroll_length < 1:
             raise ValueError("actors, lanes and threads must not be negative, unroll_length at least 1")
+
+
+@dataclass(frozen=True, slots=True)
+class ReplayConfig:
+    """The replay that off-policy algorithms learn from; others have none.
+
+    capacity: transitions, over all shards. shards: 0 lets the plan decide.
+    min_size: transitions before learning begins. samples_per_insert: the replay ratio, how often a
+    transition is learned from on average.
+    compression: ``lz4`` keeps frames in a fifth of the memory and samples more slowly.
+    prefetch: batches that a learner on Ray asks for ahead.
+    checkpoint: keep the replay in the newest checkpoint; without it, a resumed run fills a new one first.
+    """
+
+    capacity: int = 200_000
+    shards: int = 0
+    min_size: int = 20_000
+    samples_per_insert: float = 4.0
+    compression: Literal["none", "lz4"] = "none"
+    prefetch: int = 4
+    checkpoint: bool = False
+
+    def __post_init__(self) -> None:
+        if min(self.capacity, self.min_size, self.prefetch) < 1 or self.shards < 0:
+            raise ValueError("capacity, min_size and prefetch must be at least 1, shards not negative")
+        if self.min_size > self.capacity:
+            raise ValueError("min_size must not be larger than capacity")
+        if self.samples_per_insert <= 0.0:
+            raise ValueError("samples_per_insert must be positive")
 
 
 @dataclass(frozen=True, slots=True)
@@ -67,6 +97,8 @@ class SystemConfig:
     driver: ``local`` is one process, exactly reproducible; ``ray`` is rollout actors, a queue and a
     learner actor; ``auto`` takes local on small machines and Ray on larger ones or when --address is given.
     max_policy_lag: 0 collects and learns in turn; 1 collects the next unrolls while learning (Ray only).
+    Algorithms with a replay bear any lag: on Ray, their actors and learner never wait for each other but as
+    the replay ratio asks.
     max_restarts: how often a rollout actor that died is replaced before the run stops.
     dashboard_port: where Ray's dashboard listens when this run starts Ray; null for no dashboard.
     """
@@ -107,6 +139,18 @@ class EvaluationConfig:
             raise ValueError("every_steps and noop_max must not be negative, episodes at least 1")
 
 
+def _algo_name(value: Any) -> str:
+    """What ``algo.name`` says, in a tree or in a configuration; PPO where it says nothing."""
+    name = value.get("name", "ppo") if isinstance(value, Mapping) else getattr(value, "name", "ppo")
+    return str(name)
+
+
+_ALGOS: dict[str, type] = {"ppo": PPOConfig, "apex": ApexConfig}
+AlgoConfig = Annotated[
+    Annotated[PPOConfig, Tag("ppo")] | Annotated[ApexConfig, Tag("apex")], Discriminator(_algo_name)
+]
+
+
 @dataclass(frozen=True, slots=True)
 class RunConfig:
     """A training run. ``total_steps`` counts agent steps over all lanes."""
@@ -118,7 +162,8 @@ class RunConfig:
     total_steps: int = 2_000_000
     env: EnvConfig = field(default_factory=EnvConfig)
     network: NetworkConfig = field(default_factory=NetworkConfig)
-    algo: PPOConfig = field(default_factory=PPOConfig)
+    algo: AlgoConfig = field(default_factory=PPOConfig)
+    replay: ReplayConfig = field(default_factory=ReplayConfig)
     rollout: RolloutConfig = field(default_factory=RolloutConfig)
     learner: LearnerConfig = field(default_factory=LearnerConfig)
     system: SystemConfig = field(default_factory=SystemConfig)
@@ -195,7 +240,11 @@ def dump(config: RunConfig) -> str:
 
 def _explain(loc: tuple[int | str, ...], kind: str, message: str) -> str:
     """One clause for one validation error, with the nearest valid key where the key is unknown."""
-    path = ".".join(str(part) for part in loc)
+    # The algorithm's name, by which pydantic chose its class, is no part of the key.
+    shown = loc[:1] + loc[2:] if loc[:1] == ("algo",) else loc
+    path = ".".join(str(part) for part in shown)
+    if kind == "union_tag_invalid":
+        return f"{path}.name: there is no such algorithm; algorithms are {', '.join(_ALGOS)}"
     if kind == "unexpected_keyword_argument":
         known = _keys_at(loc[:-1])
         near = difflib.get_close_matches(str(loc[-1]), known, n=1)
@@ -210,6 +259,11 @@ def _keys_at(loc: tuple[int | str, ...]) -> list[str]:
     """The field names of the configuration group at ``loc``."""
     node: type = RunConfig
     for part in loc:
+        if node is RunConfig and part == "algo":
+            continue
+        if part in _ALGOS:
+            node = _ALGOS[str(part)]
+            continue
         hint = typing.get_type_hints(node).get(str(part))
         if dataclasses.is_dataclass(hint) and isinstance(hint, type):
             node = hint

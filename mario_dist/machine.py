@@ -61,6 +61,20 @@ def memory_gib() -> float:
     return (total if limit is None else min(total, limit)) / 2**30
 
 
+def available_gib() -> float:
+    """Memory that is free for this process now: the machine's, capped by what its cgroup has left."""
+    total = free = memory_gib()
+    for line in _read(Path("/proc/meminfo")).splitlines():
+        if line.startswith("MemAvailable:"):
+            free = int(line.split()[1]) / 2**20
+    dirs = cgroup_dirs()
+    limit = cgroup_memory_bytes(dirs)
+    if limit is None:
+        return min(total, free)
+    used = max((int(t) for d in dirs if (t := _read(d / "memory.current")).isdecimal()), default=0)
+    return min(total, free, max(0, limit - used) / 2**30)
+
+
 def cpu_model() -> str:
     """The processor's name as its maker writes it, or its architecture where that is unknown."""
     if sys.platform == "linux":

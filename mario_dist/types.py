@@ -1,7 +1,8 @@
 """The frozen dataclasses that cross rooms, and the legend of shapes.
 
 Shape suffixes: T time (agent steps of one unroll), N lanes, B batch, A actions, K stacked frames,
-H height and W width of a frame, F final frames. ``stack_BKHW`` is a uint8 array of shape [B, K, H, W].
+H height and W width of a frame, F final frames, V frames of a sampled transition's window.
+``stack_BKHW`` is a uint8 array of shape [B, K, H, W].
 
 This module imports NumPy and the standard library only, so that every room can import it anywhere.
 """
@@ -15,12 +16,19 @@ from numpy.typing import NDArray
 
 U8 = NDArray[np.uint8]
 F32 = NDArray[np.float32]
+F64 = NDArray[np.float64]
 I32 = NDArray[np.int32]
 I64 = NDArray[np.int64]
 Bool = NDArray[np.bool_]
 
 Arrays = dict[str, NDArray[np.generic]]
 """A flat, named set of arrays: the portable form of any state that a checkpoint keeps."""
+
+
+def part(arrays: Arrays, prefix: str) -> Arrays:
+    """Those whose names begin with ``prefix``, named without it."""
+    return {k.removeprefix(prefix): v for k, v in arrays.items() if k.startswith(prefix)}
+
 
 EpisodeEnd = Literal["flag", "death", "time", "stall", "truncated"]
 """How an episode ended. Only ``truncated`` (the step limit) bootstraps; the others are terminal."""
@@ -122,6 +130,9 @@ class Unroll:
     value: float32 [T, N], the behaviour network's value of the observation of step t
     final_frame: uint8 [F, H, W], the true last frames of the steps that were TRUNCATED, found at
     (final_t[f], final_n[f]); terminated steps need none.
+    priority: float32 [T, N], absolute n-step temporal-difference errors by the acting network, or None
+    where nobody asks for them. Row t is of the step n BEFORE step t, whose return is complete only now; the
+    first n rows belong to this actor's unroll before, and mean nothing in its first one.
     """
 
     frames: U8
@@ -138,6 +149,7 @@ class Unroll:
     actor: int
     incarnation: int
     sequence: int
+    priority: F32 | None = None
 
     @property
     def steps(self) -> int:
@@ -158,12 +170,60 @@ class Unroll:
             "value": (np.float32, (t, n)),
             "final_frame": (np.uint8, (int(self.truncated.sum()), h, w)),
         }
+        if self.priority is not None:
+            expected["priority"] = (np.float32, (t, n))
         for name, (dtype, shape) in expected.items():
             array = getattr(self, name)
             if array.dtype != dtype or array.shape != shape:
                 raise ValueError(
                     f"unroll.{name}: {array.dtype}{array.shape}, expected {np.dtype(dtype)}{shape}"
                 )
+
+
+@dataclass(frozen=True, slots=True)
+class Transitions:
+    """B transitions s -> s' over up to n steps, as replay samples them; each frame of one is there once.
+
+    frames_BVHW: uint8 [B, K + n, H, W], a window of the lane: row K - 1 is the newest frame of s, row
+    K - 1 + steps that of s'. Rows before ``first`` and after the last needed one repeat their neighbour.
+    first_B: int64, the window row of the episode's first frame where it lies within the stack of s, else 0:
+    row k of the stack of s is ``max(k, first)``, of the stack of s' ``max(steps + k, first)``.
+    steps_B: int64, the m <= n steps that the return spans; fewer where the episode ended.
+    action_B: int64. return_B: float32, sum of gamma^j r_j over the m steps.
+    discount_B: float32, gamma^m, and 0 where s' is terminal; a truncated s' has its true final frame.
+    probability_B: float64, the chance with which one draw takes this transition, over all shards.
+    age_B: int64, agent steps that its shard has taken in since. id_B: int64, names it within its shard.
+    shard_B: int64.
+    """
+
+    frames_BVHW: U8
+    first_B: I64
+    steps_B: I64
+    action_B: I64
+    return_B: F32
+    discount_B: F32
+    probability_B: F64
+    age_B: I64
+    id_B: I64
+    shard_B: I64
+
+
+@dataclass(frozen=True, slots=True)
+class ReplayStats:
+    """What a replay, or all shards of one together, holds.
+
+    size: transitions. added: agent steps taken in since it began. mass: the sum of its priorities.
+    priority_max: the largest. priority_mean: over those that can be sampled. nbytes: memory in use for
+    frames. instance: which life of the shard this is; a restarted one begins empty under another.
+    """
+
+    size: int
+    added: int
+    mass: float
+    priority_mean: float
+    priority_max: float
+    nbytes: int
+    instance: str
 
 
 @dataclass(frozen=True, slots=True)

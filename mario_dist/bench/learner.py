@@ -1,40 +1,89 @@
-"""How fast the learner consumes experience: its step on one real unroll, again and again."""
+"""How fast the learner consumes experience: its step on real unrolls, again and again."""
 
 import dataclasses
 import statistics
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 from mario_dist import machine
+from mario_dist.algos.apex import ApexConfig
 from mario_dist.config import RunConfig
-from mario_dist.system.build import make_learner, make_worker
+from mario_dist.nets import get_weights
+from mario_dist.replay import ShardedReplay
+from mario_dist.system.build import make_learner, make_network, make_replay_learner, make_shard, make_worker
+from mario_dist.system.replay_trainer import ReplayTrainer
+from mario_dist.types import Unroll
+
+_LANES = 16
+_UPDATES = 8
+_REPLAYED_UNROLLS = 16
 
 
 def bench_learner(config: RunConfig, threads: Sequence[int], steps: int) -> dict[str, Any]:
-    """Samples per second (every epoch counts) and agent steps per second; medians after a warm-up."""
-    worker = make_worker(config, lanes=config.rollout.lanes or 16, threads=machine.cores())
-    try:
-        unroll = worker.collect(make_learner(config, 0).weights()).unroll
-    finally:
-        worker.close()
+    """Samples per second (every epoch or batch counts); medians of ``steps`` steps after a warm-up.
+
+    agent_steps_per_s is what the learner bears: at the algorithm's epochs, or at the run's replay ratio. A
+    step of an algorithm with a replay is 8 updates, drawing the batches and writing priorities back
+    included; ``updates_per_s`` counts them.
+    """
+    replayed = isinstance(config.algo, ApexConfig)
+    unrolls = _collect(config, _REPLAYED_UNROLLS if replayed else 1)
     rows: list[dict[str, Any]] = []
     for count in threads:
-        learner = make_learner(config, count)
+        step, samples, device = (_replayed if replayed else _on_policy)(config, count, unrolls)
         rates = []
-        for step in range(steps + 1):
+        for i in range(steps + 1):
             at = time.perf_counter()
-            learner.step([dataclasses.replace(unroll, weights_version=learner.version)], progress=0.0)
-            if step:
-                rates.append(unroll.steps / (time.perf_counter() - at))
+            step()
+            if i:
+                rates.append(samples / (time.perf_counter() - at))
         rate = statistics.median(rates)
-        rows.append(
-            {
-                "threads": count,
-                "device": str(learner.device),
-                "agent_steps_per_s": rate,
-                "samples_per_s": rate * config.algo.epochs,
-            }
-        )
-    best = max(rows, key=lambda row: row["agent_steps_per_s"])
+        row = {"threads": count, "device": device, "samples_per_s": rate}
+        if isinstance(config.algo, ApexConfig):
+            row["agent_steps_per_s"] = rate / config.replay.samples_per_insert
+            row["updates_per_s"] = rate / config.algo.batch
+        else:
+            row["agent_steps_per_s"] = rate / config.algo.epochs
+        rows.append(row)
+    best = max(rows, key=lambda row: float(row["samples_per_s"]))
     return {"machine": machine.describe(), "mario-dist": best, "rows": rows}
+
+
+def _collect(config: RunConfig, count: int) -> list[Unroll]:
+    worker = make_worker(config, lanes=config.rollout.lanes or _LANES, threads=machine.cores())
+    weights = get_weights(make_network(config), version=0)
+    try:
+        return [worker.collect(weights).unroll for _ in range(count)]
+    finally:
+        worker.close()
+
+
+def _on_policy(
+    config: RunConfig, threads: int, unrolls: Sequence[Unroll]
+) -> tuple[Callable[[], object], int, str]:
+    """A step, the samples in it, and the device."""
+    assert not isinstance(config.algo, ApexConfig)
+    learner = make_learner(config, threads)
+    (unroll,) = unrolls
+
+    def step() -> None:
+        learner.step([dataclasses.replace(unroll, weights_version=learner.version)], progress=0.0)
+
+    return step, unroll.steps * config.algo.epochs, str(learner.device)
+
+
+def _replayed(
+    config: RunConfig, threads: int, unrolls: Sequence[Unroll]
+) -> tuple[Callable[[], object], int, str]:
+    """A step of some updates, the samples in it, and the device."""
+    assert isinstance(config.algo, ApexConfig)
+    sized = dataclasses.replace(config.replay, capacity=sum(u.steps for u in unrolls), min_size=1)
+    shard = make_shard(
+        dataclasses.replace(config, replay=sized), lanes=unrolls[0].action.shape[1], shard=0, shards=1
+    )
+    for unroll in unrolls:
+        shard.add(unroll)
+    learner = make_replay_learner(config, threads)
+    trainer = ReplayTrainer(learner, ShardedReplay([shard], config.seed), config.algo)
+    return lambda: trainer.run(_UPDATES, 0.0), _UPDATES * config.algo.batch, str(learner.device)

@@ -12,7 +12,7 @@ from mario_dist.errors import UserError
 
 if TYPE_CHECKING:
     from mario_dist.env import EnvConfig
-    from mario_dist.nets import ActorCritic
+    from mario_dist.nets import Network
     from mario_dist.types import U8, Episode
 
 DEFAULT_CLIP = Path("clip.mp4")
@@ -63,7 +63,7 @@ def play(
 
 
 def play_episodes(
-    network: "ActorCritic",
+    network: "Network",
     config: "EnvConfig",
     episodes: int,
     seed: int,

@@ -16,7 +16,7 @@ from mario_dist.checkpoint import (
 from mario_dist.cli.config import read_config
 from mario_dist.config import RunConfig
 from mario_dist.errors import UserError
-from mario_dist.nets import ActorCritic
+from mario_dist.nets import ActorCritic, Network
 from mario_dist.paths import runs_dir
 from mario_dist.store import RunStore, default_url
 
@@ -54,7 +54,7 @@ RANDOM = "baseline:random"
 """The TARGET of a policy that presses every action of the default configuration equally often."""
 
 
-def load_policy(target: str, rom: Path | None = None) -> tuple[ActorCritic, RunConfig, str]:
+def load_policy(target: str, rom: Path | None = None) -> tuple[Network, RunConfig, str]:
     """The network of a TARGET, its run's configuration, and where it came from.
 
     The policy plays on the fastest emulator of this machine, with this machine's ROM or ``rom``, whatever
@@ -67,6 +67,7 @@ def load_policy(target: str, rom: Path | None = None) -> tuple[ActorCritic, RunC
     if target == RANDOM:
         config = read_config([])
         network = make_network(config)
+        assert isinstance(network, ActorCritic)
         with torch.no_grad():
             for parameter in network.policy.parameters():
                 parameter.zero_()
@@ -87,7 +88,7 @@ def _here(config: RunConfig, rom: Path | None) -> RunConfig:
 
 
 def resume_state(ref: str) -> tuple[TrainState, Path]:
-    """The newest state of a run, or the one at a checkpoint's path, and the run's directory.
+    """The newest state of a run, or the one at a checkpoint's path, and the checkpoint's path.
 
     Raises ``UserError`` where it is damaged, naming it and the one before it.
     """
@@ -100,7 +101,7 @@ def resume_state(ref: str) -> tuple[TrainState, Path]:
         raise UserError(f"{ref} has no checkpoint to resume from; start it anew with mario-dist train")
     newest, *older = candidates
     try:
-        return load_checkpoint(newest), newest.resolve().parents[1]
+        return load_checkpoint(newest), newest
     except CheckpointError as error:
         offer = f"; the one before it: mario-dist train --resume {older[0]}" if older else ""
         raise UserError(f"{error}{offer}") from error

@@ -42,11 +42,11 @@ def train_command(
 
     if rom is not None:
         arguments = [*(arguments or []), f"env.rom={json.dumps(str(rom))}"]
-    state, directory = None, None
+    state, checkpoint = None, None
     if resume is not None:
         if arguments and "=" not in arguments[0]:
             raise UserError("--resume takes the run's own configuration; give only key=value overrides")
-        state, directory = resume_state(resume)
+        state, checkpoint = resume_state(resume)
         config = resume_config(state, arguments or [])
     else:
         config = read_config(arguments or [])
@@ -57,7 +57,7 @@ def train_command(
         tracking_uri=default_tracking_uri(),
         address=address,
         resume=state,
-        directory=directory,
+        resumed_from=checkpoint,
     )
     if as_json:
         print(json.dumps({**dataclasses.asdict(result), "directory": str(result.directory)}))

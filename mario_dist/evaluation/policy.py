@@ -4,7 +4,7 @@ import torch
 from torch import Tensor
 
 from mario_dist.env import VectorEnv
-from mario_dist.nets import ActorCritic
+from mario_dist.nets import Network
 from mario_dist.rollout import FrameStack
 from mario_dist.types import EnvStep
 
@@ -12,13 +12,14 @@ from mario_dist.types import EnvStep
 class Player:
     """Plays ``network`` in all lanes of ``env``, from their reset on.
 
-    greedy: the likeliest action instead of a sample; samples are drawn from ``seed``.
+    greedy: the likeliest action instead of a sample; samples are drawn from ``seed``. A network whose
+    logits are no distribution is always played so.
     """
 
-    def __init__(self, network: ActorCritic, env: VectorEnv, *, seed: int, greedy: bool) -> None:
+    def __init__(self, network: Network, env: VectorEnv, *, seed: int, greedy: bool) -> None:
         self._network = network
         self._env = env
-        self._greedy = greedy
+        self._greedy = greedy or not network.stochastic
         self._device = next(network.parameters()).device
         self._generator = torch.Generator().manual_seed(seed)
         self._stack = FrameStack(env.spec.frame_stack)

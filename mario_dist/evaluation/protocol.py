@@ -11,7 +11,7 @@ import numpy as np
 from mario_dist.env import EnvConfig, make_env
 from mario_dist.evaluation.policy import Player
 from mario_dist.evaluation.statistics import iqm, iqm_interval, wilson
-from mario_dist.nets import ActorCritic
+from mario_dist.nets import Network
 from mario_dist.types import Episode, EvalReport
 
 VERSION = 1
@@ -33,8 +33,12 @@ class EvalProtocol:
     sticky: float = 0.0
 
 
-def evaluate(network: ActorCritic, env: EnvConfig, protocol: EvalProtocol, threads: int = 1) -> EvalReport:
-    """Play ``protocol.episodes`` episodes of each level. The reward and ends are those of ``env``."""
+def evaluate(network: Network, env: EnvConfig, protocol: EvalProtocol, threads: int = 1) -> EvalReport:
+    """Play ``protocol.episodes`` episodes of each level. The reward and ends are those of ``env``.
+
+    A network whose logits are no distribution is played greedily, and the report's protocol says so.
+    """
+    protocol = dataclasses.replace(protocol, greedy=protocol.greedy or not network.stochastic)
     started = time.monotonic()
     episodes: list[Episode] = []
     for level in protocol.levels:
@@ -43,7 +47,7 @@ def evaluate(network: ActorCritic, env: EnvConfig, protocol: EvalProtocol, threa
     return summarise(episodes, protocol, time.monotonic() - started)
 
 
-def _play(network: ActorCritic, config: EnvConfig, protocol: EvalProtocol, threads: int) -> list[Episode]:
+def _play(network: Network, config: EnvConfig, protocol: EvalProtocol, threads: int) -> list[Episode]:
     """A fixed share of the episodes in every lane: taking whichever end first would favour the short."""
     n = min(protocol.episodes, MAX_LANES)
     quota_N = [len(range(lane, protocol.episodes, n)) for lane in range(n)]

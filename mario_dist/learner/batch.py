@@ -1,4 +1,4 @@
-"""From unrolls to what a loss wants: concatenated over lanes, on the device, stacks rebuilt by index."""
+"""From experience to what a loss wants: on the device, stacks rebuilt by index."""
 
 from collections.abc import Sequence
 
@@ -6,8 +6,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from mario_dist.algos.apex import ReplayBatch
 from mario_dist.algos.api import Batch
-from mario_dist.types import I64, Bool, Unroll
+from mario_dist.types import F32, I64, Bool, Transitions, Unroll
 
 
 def stack_index(end_TN: Bool, frame_stack: int) -> I64:
@@ -48,21 +49,15 @@ def make_batch(unrolls: Sequence[Unroll], frame_stack: int, device: torch.device
     if finals:
         frames_RHW = np.concatenate([frames_RHW, *(u.final_frame for u in unrolls)])
 
-    def to_device(array: np.ndarray[tuple[int, ...], np.dtype[np.generic]]) -> Tensor:
-        tensor = torch.from_numpy(array)
-        return (
-            tensor.pin_memory().to(device, non_blocking=True) if device.type == "cuda" else tensor.to(device)
-        )
-
     def beside(name: str) -> Tensor:
-        return to_device(np.concatenate([getattr(u, name) for u in unrolls], axis=1))
+        return _to_device(np.concatenate([getattr(u, name) for u in unrolls], axis=1), device)
 
     return Batch(
-        frames_RHW=to_device(frames_RHW),
-        stack_index_TNK=to_device(flat_TNK[:-1]),
-        bootstrap_index_NK=to_device(flat_TNK[-1]),
-        final_index_FK=to_device(final_index_FK),
-        final_tn_F2=to_device(final_tn_F2),
+        frames_RHW=_to_device(frames_RHW, device),
+        stack_index_TNK=_to_device(flat_TNK[:-1], device),
+        bootstrap_index_NK=_to_device(flat_TNK[-1], device),
+        final_index_FK=_to_device(final_index_FK, device),
+        final_tn_F2=_to_device(final_tn_F2, device),
         action_TN=beside("action"),
         reward_TN=beside("reward"),
         terminated_TN=beside("terminated"),
@@ -71,3 +66,35 @@ def make_batch(unrolls: Sequence[Unroll], frame_stack: int, device: torch.device
         value_TN=beside("value"),
         weights_versions=tuple(u.weights_version for u in unrolls),
     )
+
+
+def make_replay_batch(
+    sample: Transitions, weight_B: F32, frame_stack: int, device: torch.device
+) -> ReplayBatch:
+    """Rebuild the stacks of sampled transitions, on ``device``: a frame travels there once."""
+    count, window = sample.frames_BVHW.shape[:2]
+    frames_RHW = _to_device(sample.frames_BVHW, device).flatten(0, 1)
+    base_B1 = np.arange(count)[:, None] * window
+    row_1K = np.arange(frame_stack)[None]
+    first_B1 = sample.first_B[:, None]
+    index_BK = base_B1 + np.maximum(row_1K, first_B1)
+    next_index_BK = base_B1 + np.maximum(sample.steps_B[:, None] + row_1K, first_B1)
+
+    def stacks(index: I64) -> Tensor:
+        # One flat index_select: several times as fast on a CPU as indexing with a table.
+        flat = torch.index_select(frames_RHW, 0, _to_device(index.ravel(), device))
+        return flat.view(count, frame_stack, *frames_RHW.shape[1:])
+
+    return ReplayBatch(
+        stack_BKHW=stacks(index_BK),
+        next_stack_BKHW=stacks(next_index_BK),
+        action_B=_to_device(sample.action_B, device),
+        return_B=_to_device(sample.return_B, device),
+        discount_B=_to_device(sample.discount_B, device),
+        weight_B=_to_device(weight_B, device),
+    )
+
+
+def _to_device(array: np.ndarray[tuple[int, ...], np.dtype[np.generic]], device: torch.device) -> Tensor:
+    tensor = torch.from_numpy(array)
+    return tensor.pin_memory().to(device, non_blocking=True) if device.type == "cuda" else tensor.to(device)

@@ -2,19 +2,18 @@
 
 import math
 from collections import defaultdict
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
-from torch import nn
 
 from mario_dist.algos.api import Algorithm
 from mario_dist.learner.batch import make_batch
 from mario_dist.learner.device import autocast, choose_device
-from mario_dist.learner.optim import make_adam, optimiser_arrays, restore_optimiser, set_lr
+from mario_dist.learner.optim import descend, make_adam, optimiser_arrays, restore_optimiser, set_lr
 from mario_dist.nets import ActorCritic, get_weights, set_weights
 from mario_dist.ops.schedules import linear
-from mario_dist.types import Arrays, StepReport, Unroll, Weights
+from mario_dist.types import Arrays, StepReport, Unroll, Weights, part
 
 
 class Learner:
@@ -73,20 +72,15 @@ class Learner:
                     loss, metrics = self._algorithm.loss(
                         self.network, batch, samples, index_B.to(self.device), progress
                     )
-                self._optimiser.zero_grad(set_to_none=True)
-                loss.backward()  # type: ignore[no-untyped-call]  # torch's stub
-                norm = nn.utils.clip_grad_norm_(self.network.parameters(), self._max_grad_norm)
-                self._optimiser.step()
+                norm = descend(self._optimiser, self.network, loss, self._max_grad_norm)
                 gradient_steps += 1
-                for name, value in {**metrics, "loss": loss.detach(), "grad_norm": norm.detach()}.items():
+                for name, value in {**metrics, "loss": loss.detach(), "grad_norm": norm}.items():
                     sums[name] += value
                 stop = stop or self._algorithm.stop(metrics)
             if stop:
                 break
         self.version += 1
-        means = {name: float(total) / gradient_steps for name, total in sums.items()}
-        if not (math.isfinite(means["loss"]) and math.isfinite(means["grad_norm"])):
-            raise FloatingPointError(f"the loss is not finite at version {self.version}: {means}")
+        means = checked_means(sums, gradient_steps, self.version)
         lag = self.version - 1 - min(batch.weights_versions)
         return StepReport(
             self.version,
@@ -113,7 +107,14 @@ class Learner:
         self.version = int(arrays["version"])
 
 
+def checked_means(sums: Mapping[str, torch.Tensor], count: int, version: int) -> dict[str, float]:
+    """The means of summed metrics. Raises ``FloatingPointError`` where the loss or gradient is not finite."""
+    means = {name: float(total) / count for name, total in sums.items()}
+    if not (math.isfinite(means["loss"]) and math.isfinite(means["grad_norm"])):
+        raise FloatingPointError(f"the loss is not finite at version {version}: {means}")
+    return means
+
+
 def network_arrays(arrays: Arrays) -> Arrays:
     """The network's parameters among a learner's ``state()``."""
-    prefix = "network."
-    return {k.removeprefix(prefix): v for k, v in arrays.items() if k.startswith(prefix)}
+    return part(arrays, "network.")

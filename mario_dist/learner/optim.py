@@ -1,9 +1,18 @@
 """The optimiser, and its state as plain arrays."""
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from mario_dist.types import Arrays
+
+
+def descend(optimiser: torch.optim.Optimizer, network: nn.Module, loss: Tensor, max_norm: float) -> Tensor:
+    """One step down the gradient of ``loss``, clipped to ``max_norm``; the norm that it had before."""
+    optimiser.zero_grad(set_to_none=True)
+    loss.backward()  # type: ignore[no-untyped-call]  # torch's stub
+    norm = nn.utils.clip_grad_norm_(network.parameters(), max_norm)
+    optimiser.step()
+    return norm.detach()
 
 
 def make_adam(network: nn.Module, eps: float) -> torch.optim.Adam:

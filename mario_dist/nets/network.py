@@ -1,6 +1,6 @@
-"""The policy and value network, and its weights as plain arrays."""
+"""The networks, and their weights as plain arrays."""
 
-from typing import NamedTuple
+from typing import ClassVar, Literal, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -10,16 +10,21 @@ from mario_dist.nets.init import orthogonal
 from mario_dist.nets.torsos import build_torso
 from mario_dist.types import Arrays, EnvSpec, Weights
 
+Head = Literal["policy", "q", "dueling"]
+
 
 class NetOut(NamedTuple):
-    """logits: float32 [B, A]; value: float32 [B]."""
+    """logits: float32 [B, A], a Q-network's Q-values; value: float32 [B], a Q-network's largest Q-value."""
 
     logits_BA: Tensor
     value_B: Tensor
 
 
 class ActorCritic(nn.Module):
-    """A shared torso with a policy head and a value head. Takes uint8 stacks [B, K, H, W]."""
+    """A shared torso with a policy head and a value head. Takes stacks [B, K, H, W], uint8 or ``scaled``."""
+
+    stochastic: ClassVar[bool] = True
+    """Whether the logits are a distribution to draw from."""
 
     def __init__(self, config: NetworkConfig, spec: EnvSpec) -> None:
         super().__init__()
@@ -28,16 +33,48 @@ class ActorCritic(nn.Module):
         self.value = orthogonal(nn.Linear(config.hidden, 1), gain=1.0)
 
     def forward(self, stack_BKHW: Tensor) -> NetOut:
-        x = stack_BKHW.to(dtype=torch.float32, memory_format=torch.channels_last) * (1.0 / 255.0)
-        features = self.torso(x)
+        features = self.torso(scaled(stack_BKHW))
         return NetOut(self.policy(features).float(), self.value(features).float().squeeze(-1))
 
 
-def build_network(config: NetworkConfig, spec: EnvSpec, seed: int) -> ActorCritic:
+class QNetwork(nn.Module):
+    """Action values. Takes stacks [B, K, H, W], uint8 or ``scaled``.
+
+    dueling: Q = V + A - mean A, from two streams with a hidden layer each (Wang et al. 2016, equation 9).
+    """
+
+    stochastic: ClassVar[bool] = False
+
+    def __init__(self, config: NetworkConfig, spec: EnvSpec, *, dueling: bool) -> None:
+        super().__init__()
+        self.torso = build_torso(config, spec.frame_stack, spec.frame_shape)
+        if dueling:
+            self.advantage: nn.Module = _stream(config.hidden, spec.n_actions)
+            self.value: nn.Module | None = _stream(config.hidden, 1)
+        else:
+            self.advantage = orthogonal(nn.Linear(config.hidden, spec.n_actions), gain=0.01)
+            self.value = None
+
+    def forward(self, stack_BKHW: Tensor) -> NetOut:
+        features = self.torso(scaled(stack_BKHW))
+        q_BA = self.advantage(features).float()
+        if self.value is not None:
+            q_BA = self.value(features).float() + q_BA - q_BA.mean(-1, keepdim=True)
+        return NetOut(q_BA, q_BA.max(-1).values)
+
+
+Network = ActorCritic | QNetwork
+
+
+def build_network(config: NetworkConfig, spec: EnvSpec, seed: int, head: Head = "policy") -> Network:
     """A network with weights drawn from ``seed``, in the channels_last layout (faster on CPU and GPU)."""
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
-        network = ActorCritic(config, spec)
+        network: Network = (
+            ActorCritic(config, spec)
+            if head == "policy"
+            else QNetwork(config, spec, dueling=head == "dueling")
+        )
     return network.to(memory_format=torch.channels_last)
 
 
@@ -62,3 +99,18 @@ def set_weights(network: nn.Module, arrays: Arrays) -> None:
         for name, tensor in own.items():
             # torch.tensor copies: the arrays may be read-only views of shared memory.
             tensor.copy_(torch.tensor(arrays[name]))
+
+
+def scaled(stack_BKHW: Tensor) -> Tensor:
+    """uint8 stacks to [0, 1], in the layout that convolutions like; scaled ones stay as they are."""
+    if stack_BKHW.dtype != torch.uint8:
+        return stack_BKHW
+    return stack_BKHW.to(dtype=torch.float32, memory_format=torch.channels_last) * (1.0 / 255.0)
+
+
+def _stream(features: int, outputs: int) -> nn.Sequential:
+    return nn.Sequential(
+        orthogonal(nn.Linear(features, features)),
+        nn.ReLU(),
+        orthogonal(nn.Linear(features, outputs), gain=0.01),
+    )

@@ -26,3 +26,22 @@ def entropy(log_prob_BA: Tensor) -> Tensor:
 def approx_kl(log_ratio_B: Tensor) -> Tensor:
     """KL(old || new) by Schulman's k3 estimator, (r - 1) - log r: low variance, never negative."""
     return (log_ratio_B.exp() - 1 - log_ratio_B).mean()
+
+
+def td_error(q_BA: Tensor, action_B: Tensor, target_B: Tensor) -> Tensor:
+    """target - Q(s, a): float32 [B]. The target carries no gradient."""
+    return target_B - q_BA.gather(1, action_B[:, None]).squeeze(1)
+
+
+def bootstrap(next_q_BA: Tensor, chooser_q_BA: Tensor) -> Tensor:
+    """The value of s': what ``next_q`` says of the action that ``chooser_q`` likes best: float32 [B].
+
+    Both from the target network is DQN (Mnih et al. 2015); chosen by the online network, double DQN
+    (van Hasselt et al. 2016, equation 4).
+    """
+    return next_q_BA.gather(1, chooser_q_BA.argmax(-1, keepdim=True)).squeeze(1)
+
+
+def huber(error_B: Tensor, delta: float) -> Tensor:
+    """Huber's loss of each error: quadratic within ``delta``, linear beyond: float32 [B]."""
+    return F.huber_loss(error_B, torch.zeros_like(error_B), delta=delta, reduction="none")

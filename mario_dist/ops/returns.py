@@ -26,6 +26,26 @@ def gae(
     return advantage_TN
 
 
+def n_step_return(
+    reward_TN: Tensor, value_TN: Tensor, terminated_TN: Tensor, truncated_TN: Tensor,
+    final_value_TN: Tensor, *, gamma: float, n_step: int,
+) -> Tensor:  # fmt: skip
+    """sum_j gamma^j r_{t+j} + gamma^m v(s_{t+m}) for the first T - n steps: float32 [T - n, N].
+
+    m = n, or fewer where the episode ends before. ``value_TN[t]`` is the value of the observation of step t,
+    ``final_value_TN[t]`` that of the true final frame where step t was truncated; a terminal one's is 0.
+    """
+    rows = len(reward_TN) - n_step
+    total_TN = torch.zeros_like(reward_TN[:rows])
+    alive_TN = torch.ones_like(total_TN)
+    for j in range(n_step):
+        at = slice(j, j + rows)
+        total_TN += gamma**j * alive_TN * reward_TN[at]
+        total_TN += gamma ** (j + 1) * alive_TN * truncated_TN[at] * final_value_TN[at]
+        alive_TN = alive_TN * ~(terminated_TN[at] | truncated_TN[at])
+    return total_TN + gamma**n_step * alive_TN * value_TN[n_step:]
+
+
 def explained_variance(predicted: Tensor, target: Tensor) -> float:
     """1 - Var(target - predicted) / Var(target): 1 is perfect, nan without variance."""
     variance = target.var()

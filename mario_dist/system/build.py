@@ -1,16 +1,20 @@
-"""From configuration to workers and learners; the same for every driver."""
+"""From configuration to workers, replay shards and learners; the same for every driver."""
 
 import numpy as np
+import torch
 
-from mario_dist.algos.ppo import PPO
+from mario_dist.algos.apex import ApexConfig, ApexDQN
+from mario_dist.algos.ppo import PPO, PPOConfig
 from mario_dist.config import RunConfig
 from mario_dist.env import make_env
 from mario_dist.env.actions import action_names
 from mario_dist.errors import UserError
 from mario_dist.evaluation import EvalProtocol
-from mario_dist.learner import Learner
-from mario_dist.nets import ActorCritic, build_network
-from mario_dist.rollout import RolloutWorker
+from mario_dist.learner import Learner, ReplayLearner
+from mario_dist.nets import ActorCritic, Network, QNetwork, build_network
+from mario_dist.ops.exploration import epsilon_ladder
+from mario_dist.replay import PrioritisedReplay
+from mario_dist.rollout import EpsilonGreedy, InitialPriorities, RolloutWorker
 from mario_dist.types import EnvSpec
 
 
@@ -20,24 +24,28 @@ def env_spec(config: RunConfig) -> EnvSpec:
     return EnvSpec(env.frame_size, env.frame_stack, action_names(env.actions), env.frame_skip)
 
 
-def make_network(config: RunConfig) -> ActorCritic:
+def make_network(config: RunConfig) -> Network:
     """The run's network with its seed's initial weights. Raises ``UserError`` where the frames don't fit."""
+    head = config.algo.head if isinstance(config.algo, ApexConfig) else "policy"
     try:
-        return build_network(config.network, env_spec(config), config.seed)
+        return build_network(config.network, env_spec(config), config.seed, head)
     except ValueError as error:
         raise UserError(f"network: {error}") from error
 
 
 def make_learner(config: RunConfig, threads: int) -> Learner:
-    """Raises ``UserError`` where the device is not there."""
+    """An on-policy learner. Raises ``UserError`` where the device is not there."""
+    algo, network = config.algo, make_network(config)
+    assert isinstance(algo, PPOConfig)
+    assert isinstance(network, ActorCritic)
     try:
         return Learner(
-            make_network(config),
-            PPO(config.algo),
+            network,
+            PPO(algo),
             frame_stack=config.env.frame_stack,
-            lr=config.algo.lr,
-            adam_eps=config.algo.adam_eps,
-            max_grad_norm=config.algo.max_grad_norm,
+            lr=algo.lr,
+            adam_eps=algo.adam_eps,
+            max_grad_norm=algo.max_grad_norm,
             seed=config.seed,
             device=config.learner.device,
             precision=config.learner.precision,
@@ -48,17 +56,64 @@ def make_learner(config: RunConfig, threads: int) -> Learner:
         raise UserError(f"learner: {error}") from error
 
 
+def make_replay_learner(config: RunConfig, threads: int) -> ReplayLearner:
+    """A learner from a replay. Raises ``UserError`` where the device is not there."""
+    assert isinstance(config.algo, ApexConfig)
+    network = make_network(config)
+    assert isinstance(network, QNetwork)
+    try:
+        return ReplayLearner(
+            network,
+            ApexDQN(config.algo),
+            frame_stack=config.env.frame_stack,
+            device=config.learner.device,
+            precision=config.learner.precision,
+            compiled=config.learner.compile,
+            threads=threads,
+        )
+    except ValueError as error:
+        raise UserError(f"learner: {error}") from error
+
+
+def make_shard(config: RunConfig, *, lanes: int, shard: int, shards: int) -> PrioritisedReplay:
+    """One shard of the run's replay. Raises ``UserError`` where it is too small for the run's unrolls."""
+    algo, replay = config.algo, config.replay
+    assert isinstance(algo, ApexConfig)
+    try:
+        return PrioritisedReplay(
+            capacity=replay.capacity // shards,
+            unroll_length=config.rollout.unroll_length,
+            lanes=lanes,
+            frame_shape=config.env.frame_size,
+            frame_stack=config.env.frame_stack,
+            n_step=algo.n_step,
+            gamma=algo.gamma,
+            priority_exponent=algo.priority_exponent,
+            seed=_seed(config, shard, _SHARD_STREAM),
+            compression=replay.compression,
+        )
+    except ValueError as error:
+        raise UserError(f"replay: {error}") from error
+
+
 def make_worker(
-    config: RunConfig, *, lanes: int, threads: int, actor: int = 0, incarnation: int = 0
+    config: RunConfig, *, lanes: int, threads: int, actor: int = 0, actors: int = 1, incarnation: int = 0
 ) -> RolloutWorker:
-    """A rollout worker; (run seed, actor, incarnation) names its random streams."""
+    """Rollout worker ``actor`` of ``actors``; (run seed, actor, incarnation) names its random streams."""
+    algo = config.algo
+    policy, priorities = None, None
+    if isinstance(algo, ApexConfig):
+        policy = _epsilon_greedy(algo, first=actor * lanes, lanes=lanes, count=actors * lanes)
+        priorities = InitialPriorities(algo.n_step, algo.gamma) if algo.priority_exponent else None
     return RolloutWorker(
         make_env(config.env, lanes, (config.seed, actor, incarnation), threads),
         make_network(config),
         length=config.rollout.unroll_length,
-        seed=int(np.random.SeedSequence([config.seed, actor, incarnation]).generate_state(1)[0]),
+        seed=_seed(config, actor, incarnation),
         actor=actor,
         incarnation=incarnation,
+        policy=policy,
+        priorities=priorities,
     )
 
 
@@ -72,3 +127,21 @@ def training_protocol(config: RunConfig) -> EvalProtocol:
         seed=evaluation.seed,
         greedy=evaluation.greedy,
     )
+
+
+_SHARD_STREAM = 2**32 - 1
+"""Where a worker's streams have their incarnation."""
+
+
+def _seed(config: RunConfig, *words: int) -> int:
+    return int(np.random.SeedSequence([config.seed, *words]).generate_state(1)[0])
+
+
+def _epsilon_greedy(algo: ApexConfig, *, first: int, lanes: int, count: int) -> EpsilonGreedy:
+    """The lanes ``first`` and following of ``count``, each with its epsilon."""
+    if algo.epsilon_ladder is not None:
+        base, alpha = algo.epsilon_ladder
+        epsilon_N = torch.tensor([epsilon_ladder(base, alpha, first + i, count) for i in range(lanes)])
+        return EpsilonGreedy(epsilon_N, epsilon_N, share=1.0)
+    start, end = algo.epsilon
+    return EpsilonGreedy(torch.full((lanes,), start), torch.full((lanes,), end), algo.epsilon_share)

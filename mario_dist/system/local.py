@@ -1,16 +1,22 @@
 """The topology in one process: laptops, debugging, tests. Exactly reproducible from a seed."""
 
+from collections import deque
 from collections.abc import Sequence
+from pathlib import Path
 
 import torch
 
+from mario_dist.algos.apex import ApexConfig
 from mario_dist.config import RunConfig
 from mario_dist.evaluation import evaluate
+from mario_dist.learner import ReplayLearner
 from mario_dist.nets import set_weights
-from mario_dist.system.build import make_network, make_worker, training_protocol
+from mario_dist.replay import ShardedReplay
+from mario_dist.system.build import make_network, make_shard, make_worker, training_protocol
 from mario_dist.system.plan import Plan
 from mario_dist.system.ports import Collected
-from mario_dist.types import Arrays, EvalReport, Unroll, Weights
+from mario_dist.system.replay_trainer import ReplayTrainer
+from mario_dist.types import Arrays, EvalReport, StepReport, Unroll, Weights
 
 
 class LocalRollouts:
@@ -28,6 +34,7 @@ class LocalRollouts:
                 lanes=plan.lanes,
                 threads=plan.env_threads,
                 actor=actor,
+                actors=plan.actors,
                 incarnation=incarnation,
             )
             for actor in range(plan.actors)
@@ -35,7 +42,7 @@ class LocalRollouts:
         for worker, state in zip(self._workers, states, strict=False):
             if state:
                 worker.restore(state)
-        self._weights: Weights | None = None
+        self._asked: tuple[Weights, float] | None = None
 
     @property
     def n_actors(self) -> int:
@@ -45,14 +52,25 @@ class LocalRollouts:
     def restarts(self) -> int:
         return 0
 
-    def submit(self, weights: Weights) -> None:
-        self._weights = weights
+    @property
+    def under_way(self) -> int:
+        return 0 if self._asked is None else self.n_actors
 
-    def gather(self) -> list[Collected[Unroll]]:
-        assert self._weights is not None, "submit() comes before gather()"
+    def submit(self, weights: Weights, progress: float) -> None:
+        self._asked = weights, progress
+
+    def gather(self, least: int) -> list[Collected[Unroll]]:
+        if self._asked is None:
+            return []
+        weights, progress = self._asked
+        self._asked = None
         torch.set_num_threads(self._torch_threads)
-        results = [worker.collect(self._weights) for worker in self._workers]
-        return [Collected(r.unroll, r.unroll.steps, r.episodes, r.seconds) for r in results]
+        results = [worker.collect(weights, progress) for worker in self._workers]
+        return [
+            Collected(u, u.actor, u.steps, u.weights_version, result.episodes, result.seconds)
+            for result in results
+            for u in (result.unroll,)
+        ]
 
     def state(self) -> list[Arrays]:
         return [worker.state() for worker in self._workers]
@@ -66,3 +84,50 @@ class LocalRollouts:
     def close(self) -> None:
         for worker in self._workers:
             worker.close()
+
+
+class LocalReplayLearner:
+    """A learner and the shards of its replay in this process; it learns when it is polled."""
+
+    concurrent = False
+
+    def __init__(self, config: RunConfig, plan: Plan, learner: ReplayLearner) -> None:
+        assert isinstance(config.algo, ApexConfig)
+        shards = [
+            make_shard(config, lanes=plan.lanes, shard=s, shards=plan.shards) for s in range(plan.shards)
+        ]
+        self._learner = learner
+        self._replay = ShardedReplay(shards, config.seed)
+        self._trainer = ReplayTrainer(learner, self._replay, config.algo)
+        self._orders: deque[tuple[int, float]] = deque()
+
+    @property
+    def in_flight(self) -> int:
+        return len(self._orders)
+
+    @property
+    def free(self) -> bool:
+        return not self._orders
+
+    def add(self, collected: Sequence[Collected[Unroll]]) -> None:
+        for item in collected:
+            self._replay.add(item.unroll)
+
+    def submit(self, updates: int, progress: float) -> None:
+        self._orders.append((updates, progress))
+
+    def poll(self, *, block: bool) -> StepReport | None:
+        return self._trainer.run(*self._orders.popleft()) if self._orders else None
+
+    def weights(self) -> Weights:
+        return self._learner.weights()
+
+    def state(self) -> Arrays:
+        return self._learner.state()
+
+    def save_replay(self, directory: Path) -> None:
+        self._replay.save(directory)
+
+    def load_replay(self, directory: Path) -> None:
+        """Raises ``ValueError`` where it is of other shards."""
+        self._replay.load(directory)

@@ -3,13 +3,18 @@
 from dataclasses import dataclass
 from typing import Literal
 
+from mario_dist.algos.apex import ApexConfig
 from mario_dist.config import RunConfig
 from mario_dist.errors import UserError
+from mario_dist.replay import planned_bytes
 
 _LANES = 16
 _MIN_LANES_PER_ACTOR = 8
 # Up to here one process with threads keeps all cores busy (the emulator releases the GIL) and is simplest.
 _LOCAL_CORES = 4
+_ACTORS_PER_SHARD = 8
+_MEMORY_SHARE = 0.8
+"""Of the memory that is free, what a replay may take: the rest is for emulators, networks and batches."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -18,6 +23,8 @@ class Plan:
 
     actor_torch_threads: of each rollout actor's inference: only cores that emulation leaves free, since
     PyTorch's threads spin for a while after each forward pass, on cores that the emulators need by then.
+    in_turn: whether actors and learner take turns on the same cores.
+    shards: of the replay; 0 where the algorithm has none.
     """
 
     driver: Literal["local", "ray"]
@@ -26,6 +33,8 @@ class Plan:
     env_threads: int
     actor_torch_threads: int
     learner_threads: int
+    in_turn: bool
+    shards: int
 
 
 def make_plan(config: RunConfig, cores: int, *, gpu: bool, address: str | None = None) -> Plan:
@@ -35,6 +44,7 @@ def make_plan(config: RunConfig, cores: int, *, gpu: bool, address: str | None =
     lag that the driver cannot have.
     """
     rollout, learner, system = config.rollout, config.learner, config.system
+    replayed = isinstance(config.algo, ApexConfig)
     driver = system.driver
     if driver == "auto":
         overlapping = system.max_policy_lag > 0
@@ -46,17 +56,68 @@ def make_plan(config: RunConfig, cores: int, *, gpu: bool, address: str | None =
         lanes = rollout.lanes or max(1, _LANES // actors)
         env_threads = rollout.threads or min(cores, lanes)
         torch_threads = max(1, cores - env_threads)
-        return Plan("local", actors, lanes, env_threads, torch_threads, learner.threads or cores)
+        return Plan(
+            driver="local",
+            actors=actors,
+            lanes=lanes,
+            env_threads=env_threads,
+            actor_torch_threads=torch_threads,
+            learner_threads=learner.threads or cores,
+            in_turn=True,
+            shards=(config.replay.shards or 1) if replayed else 0,
+        )
     # In turn, actors and a learner on the CPU share all cores; side by side, they divide them.
-    in_turn = system.max_policy_lag == 0
+    in_turn = system.max_policy_lag == 0 and not replayed
     actors = rollout.actors or (cores if in_turn and not gpu else max(1, cores - 1))
     lanes = rollout.lanes or max(_MIN_LANES_PER_ACTOR, _LANES // actors)
     env_threads = rollout.threads or (max(1, cores // actors) if in_turn else 1)
     learner_threads = learner.threads or (cores if in_turn else max(1, cores - actors * env_threads))
-    return Plan("ray", actors, lanes, env_threads, 1, learner_threads)
+    return Plan(
+        driver="ray",
+        actors=actors,
+        lanes=lanes,
+        env_threads=env_threads,
+        actor_torch_threads=1,
+        learner_threads=learner_threads,
+        in_turn=in_turn,
+        shards=(config.replay.shards or -(-actors // _ACTORS_PER_SHARD)) if replayed else 0,
+    )
 
 
-def reserved_cores(plan: Plan, config: RunConfig) -> int:
-    """The cores that a Ray plan reserves. In turn with its actors, a learner uses theirs."""
-    learner = 0 if config.system.max_policy_lag == 0 else plan.learner_threads
-    return plan.actors * plan.env_threads + learner
+def reserved_cores(plan: Plan) -> int:
+    """The cores that a Ray plan reserves. In turn with its actors, a learner uses theirs.
+
+    Shards reserve none: they copy memory now and then.
+    """
+    return plan.actors * plan.env_threads + (0 if plan.in_turn else plan.learner_threads)
+
+
+def shard_bytes(config: RunConfig, plan: Plan) -> int:
+    """The memory that each shard of the replay may come to take."""
+    capacity = config.replay.capacity // plan.shards
+    return capacity * planned_bytes(config.replay.compression, config.env.frame_size)
+
+
+def check_replay(config: RunConfig, plan: Plan, free_bytes: float) -> None:
+    """Raises ``UserError`` where the replay is too small for the run's unrolls or does not fit the memory."""
+    if not plan.shards:
+        return
+    replay, unroll = config.replay, plan.lanes * config.rollout.unroll_length
+    if replay.capacity // plan.shards < 2 * unroll:
+        raise UserError(
+            f"replay.capacity={replay.capacity:,} is too small: each of {plan.shards} shard(s) must hold two"
+            f" unrolls of {unroll:,} steps; make it at least {2 * unroll * plan.shards:,}"
+        )
+    if replay.min_size > replay.capacity - plan.actors * unroll:
+        raise UserError(
+            f"replay.min_size={replay.min_size:,} leaves no room for an unroll of each actor in"
+            f" replay.capacity={replay.capacity:,}; lower it or raise the capacity"
+        )
+    need, free = plan.shards * shard_bytes(config, plan), _MEMORY_SHARE * free_bytes
+    if need > free:
+        fits = int(replay.capacity * free / need) // 1_000 * 1_000
+        raise UserError(
+            f"a replay of {replay.capacity:,} transitions takes {need / 2**30:.1f} GiB, and"
+            f" {free / 2**30:.1f} GiB are to spare; set replay.capacity={fits}"
+            + ("" if replay.compression == "lz4" else " or replay.compression=lz4")
+        )

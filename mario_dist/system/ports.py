@@ -6,6 +6,7 @@ from actor to learner without visiting the process that conducts.
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Protocol
 
 from mario_dist.types import Arrays, EpisodeRecord, EvalReport, StepReport
@@ -16,7 +17,9 @@ class Collected[U]:
     """One unroll by handle, and what the conductor must know of it."""
 
     unroll: U
+    actor: int
     steps: int
+    weights_version: int
     episodes: tuple[EpisodeRecord, ...]
     seconds: Mapping[str, float] = field(default_factory=dict)
 
@@ -31,11 +34,18 @@ class Rollouts[W, U](Protocol):
     def restarts(self) -> int:
         """How many workers died and were replaced."""
 
-    def submit(self, weights: W) -> None:
-        """Ask every worker for one unroll with these weights."""
+    @property
+    def under_way(self) -> int:
+        """How many unrolls are asked for and not gathered."""
 
-    def gather(self) -> list[Collected[U]]:
-        """Wait for what was asked for, one unroll of each worker."""
+    def submit(self, weights: W, progress: float) -> None:
+        """Ask every idle worker for one unroll with these weights.
+
+        ``progress`` is the done part of the run, 0 to 1.
+        """
+
+    def gather(self, least: int) -> list[Collected[U]]:
+        """All that is there, once it is ``least`` unrolls, or all of those under way where they are fewer."""
 
     def state(self) -> list[Arrays]:
         """What each worker's future depends on; empty for one that has just been replaced.
@@ -49,11 +59,52 @@ class Rollouts[W, U](Protocol):
     def close(self) -> None: ...
 
 
+class Closes(Protocol):
+    """What holds something to be given back."""
+
+    def close(self) -> None: ...
+
+
 class LearnerPort[W, U](Protocol):
-    """The learner of a run."""
+    """The learner of a run that learns from each unroll once."""
 
     def step(self, unrolls: Sequence[U], progress: float) -> StepReport: ...
 
     def weights(self) -> W: ...
 
     def state(self) -> Arrays: ...
+
+
+class ReplayLearnerPort[W, U](Protocol):
+    """The learner of a run that learns from a replay, and the replay."""
+
+    @property
+    def concurrent(self) -> bool:
+        """Whether it learns while rollouts are made, so that one of them may have to wait for the other."""
+
+    @property
+    def in_flight(self) -> int:
+        """How many orders to learn were submitted and not polled."""
+
+    @property
+    def free(self) -> bool:
+        """Whether it takes another order."""
+
+    def add(self, collected: Sequence[Collected[U]]) -> None:
+        """Put these unrolls into the replay."""
+
+    def submit(self, updates: int, progress: float) -> None:
+        """Order this many updates."""
+
+    def poll(self, *, block: bool) -> StepReport | None:
+        """The report of the oldest order; None where it is not there yet, or nothing was ordered."""
+
+    def weights(self) -> W: ...
+
+    def state(self) -> Arrays: ...
+
+    def save_replay(self, directory: Path) -> None:
+        """Write all shards. Nothing may be under way meanwhile."""
+
+    def load_replay(self, directory: Path) -> None:
+        """Go on with what ``save_replay`` wrote. Raises ``ValueError`` where it does not fit."""

@@ -42,6 +42,7 @@ class Meta:
     """What the conductor is told of an unroll; small, so that it may come here."""
 
     steps: int
+    weights_version: int
     episodes: tuple[EpisodeRecord, ...]
     seconds: Mapping[str, float]
 
@@ -52,14 +53,20 @@ class RolloutActor:
     def __init__(self, config: RunConfig, plan: Plan, actor: int, incarnation: int, state: Arrays) -> None:
         torch.set_num_threads(plan.actor_torch_threads)
         self._worker = make_worker(
-            config, lanes=plan.lanes, threads=plan.env_threads, actor=actor, incarnation=incarnation
+            config,
+            lanes=plan.lanes,
+            threads=plan.env_threads,
+            actor=actor,
+            actors=plan.actors,
+            incarnation=incarnation,
         )
         if state:
             self._worker.restore(state)
 
-    def collect(self, weights: Weights) -> tuple[Unroll, Meta]:
-        result = self._worker.collect(weights)
-        return result.unroll, Meta(result.unroll.steps, result.episodes, result.seconds)
+    def collect(self, weights: Weights, progress: float) -> tuple[Unroll, Meta]:
+        result = self._worker.collect(weights, progress)
+        unroll = result.unroll
+        return unroll, Meta(unroll.steps, unroll.weights_version, result.episodes, result.seconds)
 
     def state(self) -> Arrays:
         return self._worker.state()
@@ -100,29 +107,50 @@ class RayRollouts:
         self._actor_class = ray.remote(num_cpus=plan.env_threads, max_restarts=0)(RolloutActor)
         self._incarnations = [incarnation] * plan.actors
         self._actors = [self._spawn(i, states[i] if states else {}) for i in range(plan.actors)]
-        self._pending: list[tuple[Ref, Ref]] = []
-        self._weights: Ref = None
+        self._pending: dict[int, tuple[Ref, Ref]] = {}  # (unroll, what is told of it) by actor
+        self._asked: tuple[Ref, float] = (None, 0.0)
         self.restarts = 0
 
     @property
     def n_actors(self) -> int:
         return len(self._actors)
 
-    def submit(self, weights: Ref) -> None:
-        self._weights = weights
-        self._pending = [self._collect(actor) for actor in self._actors]
+    @property
+    def under_way(self) -> int:
+        return len(self._pending)
 
-    def gather(self) -> list[Collected[Ref]]:
-        collected = [self._wait_for(i) for i in range(self.n_actors)]
-        self._pending = []
-        return collected
+    def submit(self, weights: Ref, progress: float) -> None:
+        self._asked = weights, progress
+        for index in range(self.n_actors):
+            if index not in self._pending:
+                self._collect(index)
+
+    def gather(self, least: int) -> list[Collected[Ref]]:
+        collected: dict[int, Collected[Ref]] = {}
+        wanted = min(least, self.under_way)
+        while len(collected) < wanted:
+            for index in self._ready(wanted - len(collected)):
+                unroll, meta_ref = self._pending.pop(index)
+                try:
+                    meta: Meta = get(meta_ref)
+                except RayActorError as error:
+                    if isinstance(error, RayTaskError) or error.actor_init_failed:
+                        raise  # not this actor's death: another's, or a defect that would repeat
+                    # The dead actor's unroll is lost; its successor makes another.
+                    self._replace(index, error)
+                    self._collect(index)
+                else:
+                    collected[index] = Collected(
+                        unroll, index, meta.steps, meta.weights_version, meta.episodes, meta.seconds
+                    )
+        return [collected[index] for index in sorted(collected)]
 
     def state(self) -> list[Arrays]:
         refs = [actor.state.remote() for actor in self._actors]
         states: list[Arrays] = []
         for index, ref in enumerate(refs):
             try:
-                states.append(_get(ref))
+                states.append(get(ref))
             except RayActorError as error:
                 self._replace(index, error)
                 states.append({})
@@ -130,7 +158,7 @@ class RayRollouts:
 
     def evaluate(self, weights: Ref) -> EvalReport:
         # The actors wait meanwhile: the evaluation uses their cores and asks for none of its own.
-        report: EvalReport = _get(_evaluate.options(num_cpus=0).remote(self._config, weights))
+        report: EvalReport = get(_evaluate.options(num_cpus=0).remote(self._config, weights))
         return report
 
     def close(self) -> None:
@@ -140,22 +168,16 @@ class RayRollouts:
     def _spawn(self, index: int, state: Arrays) -> Any:
         return self._actor_class.remote(self._config, self._plan, index, self._incarnations[index], state)
 
-    def _collect(self, actor: Any) -> tuple[Ref, Ref]:
-        unroll, meta = actor.collect.options(num_returns=2).remote(self._weights)
-        return unroll, meta
+    def _collect(self, index: int) -> None:
+        unroll, meta = self._actors[index].collect.options(num_returns=2).remote(*self._asked)
+        self._pending[index] = unroll, meta
 
-    def _wait_for(self, index: int) -> Collected[Ref]:
-        while True:
-            unroll, meta_ref = self._pending[index]
-            try:
-                meta: Meta = _get(meta_ref)
-                return Collected(unroll, meta.steps, meta.episodes, meta.seconds)
-            except RayActorError as error:
-                if isinstance(error, RayTaskError) or error.actor_init_failed:
-                    raise  # not this actor's death: another's (the learner's), or a defect that would repeat
-                # The dead actor's unroll is lost; its successor makes another.
-                self._replace(index, error)
-                self._pending[index] = self._collect(self._actors[index])
+    def _ready(self, least: int) -> list[int]:
+        """The actors whose unrolls are there, once they are at least so many."""
+        indices = {meta: index for index, (_, meta) in self._pending.items()}
+        wait_for(list(indices), least)
+        ready, _ = ray.wait(list(indices), num_returns=len(indices), timeout=0, fetch_local=False)
+        return sorted(indices[ref] for ref in ready)
 
     def _replace(self, index: int, error: RayActorError) -> None:
         """Put the next incarnation in a dead actor's place. Raises ``RuntimeError`` after too many."""
@@ -173,19 +195,19 @@ class RayLearner:
 
     def __init__(self, config: RunConfig, plan: Plan, state: Arrays | None, *, gpu: bool) -> None:
         # In turn with the actors, it uses their cores and reserves none.
-        cpus = 0 if config.system.max_policy_lag == 0 else plan.learner_threads
+        cpus = 0 if plan.in_turn else plan.learner_threads
         actor_class = ray.remote(num_cpus=cpus, num_gpus=1 if gpu else 0)(LearnerActor)
         self._actor: Any = actor_class.remote(config, plan, state)
 
     def step(self, unrolls: Sequence[Ref], progress: float) -> StepReport:
-        report: StepReport = _get(self._actor.step.remote(progress, *unrolls))
+        report: StepReport = get(self._actor.step.remote(progress, *unrolls))
         return report
 
     def weights(self) -> Ref:
         return self._actor.weights.remote()
 
     def state(self) -> Arrays:
-        state: Arrays = _get(self._actor.state.remote())
+        state: Arrays = get(self._actor.state.remote())
         return state
 
     def close(self) -> None:
@@ -198,6 +220,7 @@ class Resources:
 
     cores: int
     gpu: bool
+    memory_bytes: float
 
 
 @contextmanager
@@ -229,17 +252,26 @@ def connected(address: str | None, dashboard_port: int | None, *, cores: int) ->
     try:
         # What others hold is not there for this run: it would wait for it without a word.
         resources: dict[str, float] = ray.available_resources()  # type: ignore[no-untyped-call]
-        yield Resources(max(1, int(resources.get("CPU", 1))), resources.get("GPU", 0) >= 1)
+        yield Resources(
+            max(1, int(resources.get("CPU", 1))),
+            resources.get("GPU", 0) >= 1,
+            resources.get("memory", 0.0),
+        )
     finally:
         ray.shutdown()
 
 
-def _get(refs: Any) -> Any:
+def get(refs: Any) -> Any:
     """``ray.get`` that returns to Python often, so that signals are handled while it waits."""
     many = refs if isinstance(refs, list) else [refs]
-    while len(ray.wait(many, num_returns=len(many), timeout=_POLL_S, fetch_local=False)[0]) < len(many):
-        pass
+    wait_for(many, len(many))
     return ray.get(refs)
+
+
+def wait_for(refs: list[Ref], count: int) -> None:
+    """Wait until ``count`` of ``refs`` are there, returning to Python often."""
+    while len(ray.wait(refs, num_returns=count, timeout=_POLL_S, fetch_local=False)[0]) < count:
+        pass
 
 
 def _check_port(port: int) -> None:

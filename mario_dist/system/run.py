@@ -13,7 +13,8 @@ import torch
 
 from mario_dist import config as configuration
 from mario_dist import machine
-from mario_dist.checkpoint import TrainState
+from mario_dist.algos.apex import ApexConfig
+from mario_dist.checkpoint import CheckpointError, TrainState, checkpoint_replay
 from mario_dist.config import RunConfig
 from mario_dist.emulator import make_emulator, native_problem, resolve_backend
 from mario_dist.emulator.rom import rom_path
@@ -22,13 +23,21 @@ from mario_dist.errors import UserError
 from mario_dist.learner import network_arrays
 from mario_dist.learner.device import choose_device
 from mario_dist.nets import set_weights
-from mario_dist.system.build import make_learner, make_network
-from mario_dist.system.local import LocalRollouts
-from mario_dist.system.plan import Plan, make_plan, reserved_cores
+from mario_dist.system.build import make_learner, make_network, make_replay_learner
+from mario_dist.system.local import LocalReplayLearner, LocalRollouts
+from mario_dist.system.plan import Plan, check_replay, make_plan, reserved_cores
+from mario_dist.system.ports import Closes, LearnerPort, ReplayLearnerPort, Rollouts
 from mario_dist.system.session import Resumed, Session, open_session
 from mario_dist.system.stop import StopRequest, stop_on_signals
-from mario_dist.system.topology import Counters, Outcome, train
-from mario_dist.types import Arrays
+from mario_dist.system.topology import (
+    Counters,
+    Outcome,
+    make_limiter,
+    restore_limiter,
+    train,
+    train_replayed,
+)
+from mario_dist.types import Arrays, part
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,9 +65,10 @@ def run_training(
     tracking_uri: str,
     address: str | None = None,
     resume: TrainState | None = None,
-    directory: Path | None = None,
+    resumed_from: Path | None = None,
 ) -> RunResult:
-    """Train as ``config`` says, in a new run under ``runs`` or on from ``resume`` in its ``directory``.
+    """Train as ``config`` says, in a new run under ``runs`` or on from ``resume``, which was read from the
+    checkpoint ``resumed_from``, in that run's directory.
 
     address: "local" for Ray on this machine, "auto" or a host for a cluster that runs, None for the plan's
     choice. Raises ``UserError`` for what the user can mend, before anything of the run exists.
@@ -82,7 +92,7 @@ def run_training(
             open_session(
                 run_id,
                 config,
-                directory or runs / run_id,
+                runs / run_id if resumed_from is None else resumed_from.resolve().parents[1],
                 store_url=store_url,
                 tracking_uri=tracking_uri,
                 details={"plan": dataclasses.asdict(plan)},
@@ -96,7 +106,8 @@ def run_training(
             f"{plan.driver} driver: {plan.actors} actor(s) x {plan.lanes} lanes,"
             f" {plan.env_threads} emulation thread(s) each, {plan.learner_threads} learner thread(s)"
         )
-        outcome = _drive(config, plan, gpu, session, request, resume, resumed)
+        replay = _saved_replay(config, session, resumed_from)
+        outcome = _drive(config, plan, gpu, session, request, resume, resumed, replay)
     return RunResult(run_id, outcome, session.counters.agent_steps, session.directory, session.best)
 
 
@@ -123,14 +134,14 @@ def _env_before(resume: TrainState) -> EnvConfig:
 def check_network(network: torch.nn.Module, state: TrainState) -> None:
     """Raises ``UserError`` where the checkpoint is another network's."""
     try:
-        set_weights(network, network_arrays(_part(state.arrays, "learner.")))
+        set_weights(network, network_arrays(part(state.arrays, "learner.")))
     except ValueError as error:
         where = f"{state.meta['run_id']} at {state.meta['counters']['agent_steps']:,} steps"
         raise UserError(f"the checkpoint of {where} does not fit this configuration: {error}") from error
 
 
 def worker_states(state: TrainState) -> list[Arrays]:
-    return [_part(state.arrays, f"worker.{actor}.") for actor in range(int(state.meta["workers"]))]
+    return [part(state.arrays, f"worker.{actor}.") for actor in range(int(state.meta["workers"]))]
 
 
 def _plan(config: RunConfig, address: str | None, stack: ExitStack) -> tuple[Plan, bool]:
@@ -143,21 +154,40 @@ def _plan(config: RunConfig, address: str | None, stack: ExitStack) -> tuple[Pla
             choose_device(config.learner.device)
         except ValueError as error:
             raise UserError(f"learner: {error}") from error
+        # Before Ray is started, which takes seconds.
+        check_replay(config, plan, machine.available_gib() * 2**30)
     if plan.driver == "local":
         return plan, gpu
     from mario_dist.system.ray import connected
 
     resources = stack.enter_context(
-        connected(None if here else address, config.system.dashboard_port, cores=reserved_cores(plan, config))
+        connected(None if here else address, config.system.dashboard_port, cores=reserved_cores(plan))
     )
     if not here:
         plan = make_plan(config, resources.cores, gpu=resources.gpu, address=address)
-    if reserved_cores(plan, config) > resources.cores:
+        check_replay(config, plan, resources.memory_bytes)
+    if reserved_cores(plan) > resources.cores:
         raise UserError(
-            f"this run reserves {reserved_cores(plan, config)} cores and the cluster has"
+            f"this run reserves {reserved_cores(plan)} cores and the cluster has"
             f" {resources.cores} free; lower rollout.actors or rollout.threads"
         )
     return plan, resources.gpu and config.learner.device in ("auto", "cuda")
+
+
+def _saved_replay(config: RunConfig, session: Session, resumed_from: Path | None) -> Path | None:
+    """The replay in the checkpoint that is resumed, if it has one."""
+    if resumed_from is None or not isinstance(config.algo, ApexConfig):
+        return None
+    try:
+        folder = checkpoint_replay(resumed_from)
+    except CheckpointError as error:
+        raise UserError(f"{error}; remove {resumed_from / 'replay'} to go on with an empty replay") from error
+    if folder is None:
+        session.note(
+            f"the checkpoint has no replay: {config.replay.min_size:,} transitions come in before learning"
+            " goes on (replay.checkpoint=true keeps it)"
+        )
+    return folder
 
 
 def _drive(
@@ -168,6 +198,7 @@ def _drive(
     request: StopRequest,
     resume: TrainState | None,
     resumed: Resumed | None,
+    replay: Path | None,
 ) -> Outcome:
     """Build the plan's driver and run the topology on it."""
     counters = resumed.counters if resumed is not None else Counters()
@@ -176,25 +207,63 @@ def _drive(
         session.note("other actors, lanes or environment than in the checkpoint: episodes start anew")
         states = []
     incarnation = resumed.incarnation if resumed is not None else 0
-    learner_state = _part(resume.arrays, "learner.") if resume is not None else None
-    if plan.driver == "local":
-        learner = make_learner(config, plan.learner_threads)
-        if learner_state is not None:
-            learner.restore(learner_state)
-        rollouts = LocalRollouts(config, plan, states, incarnation)
-        try:
-            return train(rollouts, learner, config, counters, session, request)
-        finally:
-            rollouts.close()
-    from mario_dist.system.ray import RayLearner, RayRollouts
+    learner_state = part(resume.arrays, "learner.") if resume is not None else None
+    with ExitStack() as stack:
+        driver = _Driver(config, plan, gpu, stack)
+        rollouts = driver.rollouts(states, incarnation)
+        if not isinstance(config.algo, ApexConfig):
+            return train(rollouts, driver.learner(learner_state), config, counters, session, request)
+        learner = driver.replay_learner(learner_state)
+        limiter = make_limiter(config, plan)
+        if replay is not None and learner_state is not None:
+            try:
+                learner.load_replay(replay)
+            except ValueError as error:
+                session.note(f"the checkpoint's replay cannot be used here, it is filled anew: {error}")
+            else:
+                restore_limiter(limiter, learner_state)
+        return train_replayed(rollouts, learner, limiter, config, counters, session, request)
 
-    ray_rollouts = RayRollouts(config, plan, states, incarnation)
-    ray_learner = RayLearner(config, plan, learner_state, gpu=gpu)
-    try:
-        return train(ray_rollouts, ray_learner, config, counters, session, request)
-    finally:
-        ray_rollouts.close()
-        ray_learner.close()
+
+class _Driver:
+    """The parts of a run on the plan's driver, each closed with ``stack``."""
+
+    def __init__(self, config: RunConfig, plan: Plan, gpu: bool, stack: ExitStack) -> None:
+        self._config = config
+        self._plan = plan
+        self._gpu = gpu
+        self._stack = stack
+
+    def rollouts(self, states: list[Arrays], incarnation: int) -> Rollouts[Any, Any]:
+        if self._plan.driver == "local":
+            return self._closing(LocalRollouts(self._config, self._plan, states, incarnation))
+        from mario_dist.system.ray import RayRollouts
+
+        return self._closing(RayRollouts(self._config, self._plan, states, incarnation))
+
+    def learner(self, state: Arrays | None) -> LearnerPort[Any, Any]:
+        if self._plan.driver == "local":
+            learner = make_learner(self._config, self._plan.learner_threads)
+            if state is not None:
+                learner.restore(state)
+            return learner
+        from mario_dist.system.ray import RayLearner
+
+        return self._closing(RayLearner(self._config, self._plan, state, gpu=self._gpu))
+
+    def replay_learner(self, state: Arrays | None) -> ReplayLearnerPort[Any, Any]:
+        if self._plan.driver == "local":
+            learner = make_replay_learner(self._config, self._plan.learner_threads)
+            if state is not None:
+                learner.restore(state)
+            return LocalReplayLearner(self._config, self._plan, learner)
+        from mario_dist.system.ray_replay import RayReplayLearner
+
+        return self._closing(RayReplayLearner(self._config, self._plan, state, gpu=self._gpu))
+
+    def _closing[C: Closes](self, opened: C) -> C:
+        self._stack.callback(opened.close)
+        return opened
 
 
 def _loads(states: list[Arrays]) -> bool:
@@ -226,10 +295,6 @@ def _resumed(state: TrainState) -> Resumed:
         incarnation=int(meta["incarnation"]) + 1,
         wall_s=float(meta.get("wall_s", 0.0)),
     )
-
-
-def _part(arrays: Arrays, prefix: str) -> Arrays:
-    return {k.removeprefix(prefix): v for k, v in arrays.items() if k.startswith(prefix)}
 
 
 def resume_config(state: TrainState, overrides: list[str]) -> RunConfig:

@@ -6,7 +6,7 @@ import os
 import shutil
 import time
 from collections import deque
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -78,6 +78,7 @@ class Session:
         self._recent: deque[EpisodeRecord] = deque(maxlen=_RECENT_EPISODES)
         self._x_best: int | None = None
         self._restarts = 0
+        self._replay_lost = 0
 
     @property
     def checkpoints(self) -> Path:
@@ -92,6 +93,13 @@ class Session:
         self._recent.extend(iteration.episodes)
         for record in iteration.episodes:
             self._x_best = max(self._x_best or 0, record.episode.x_pos_max)
+        lost = int(iteration.report.metrics.get("replay_lost", 0))
+        if lost > self._replay_lost:
+            self.note(
+                f"a replay shard died with {lost - self._replay_lost:,} transitions;"
+                " training goes on with the others while it fills again"
+            )
+            self._replay_lost = lost
         if iteration.restarts > self._restarts:
             self.note(f"{iteration.restarts - self._restarts} rollout actor(s) died and were replaced")
             self._restarts = iteration.restarts
@@ -132,6 +140,7 @@ class Session:
         evaluation: EvalReport | None,
         *,
         last: bool,
+        save_replay: Callable[[Path], None] | None = None,
     ) -> None:
         # Rows first: a checkpoint never knows more episodes than the store.
         self._writer.flush()
@@ -152,7 +161,7 @@ class Session:
             "evaluation": None if evaluation is None else dataclasses.asdict(evaluation),
             "config": configuration.to_tree(self._config),
         }
-        path = save_checkpoint(self.checkpoints, counters.agent_steps, TrainState(arrays, meta))
+        path = save_checkpoint(self.checkpoints, counters.agent_steps, TrainState(arrays, meta), save_replay)
         if evaluation is not None and best:
             mark_best(self.checkpoints, path, dataclasses.asdict(evaluation))
         prune(self.checkpoints, self._config.checkpoint.keep)

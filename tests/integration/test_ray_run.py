@@ -41,6 +41,7 @@ class Log:
         evaluation: EvalReport | None,
         *,
         last: bool,
+        save_replay: object = None,
     ) -> None:
         self.states.append((learner, workers))
 

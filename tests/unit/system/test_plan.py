@@ -34,7 +34,7 @@ def test_the_machine_is_never_oversubscribed_by_itself(cores: int, lag: int, gpu
     if driver == "ray":
         assert plan.actors * plan.actor_torch_threads <= cores
         # One core can't be divided: there an actor and a learner side by side share it.
-        assert reserved_cores(plan, config) <= max(cores, 2)
+        assert reserved_cores(plan) <= max(cores, 2)
 
 
 def test_what_is_configured_is_done() -> None:
@@ -47,4 +47,4 @@ def test_what_is_configured_is_done() -> None:
     )
     plan = make_plan(config, cores=2, gpu=False)
     assert (plan.actors, plan.lanes, plan.env_threads, plan.learner_threads) == (3, 5, 2, 7)
-    assert reserved_cores(plan, config) == 6
+    assert reserved_cores(plan) == 6

@@ -33,6 +33,7 @@ class Log:
         evaluation: EvalReport | None,
         *,
         last: bool,
+        save_replay: object = None,
     ) -> None:
         self.checkpoints.append((counters.agent_steps, evaluation is not None))
 
