@@ -2,6 +2,7 @@
 
 import os
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -30,17 +31,37 @@ PROBE: dict[str, Any] = {
 }
 
 
+APEX: dict[str, Any] = {
+    **PROBE,
+    "algo": {
+        "name": "apex",
+        "batch": 32,
+        "lr": [1e-3, 1e-3],
+        "target_every": 20,
+        "publish_every": 4,
+        "gamma": 0.9,
+    },
+    "replay": {"capacity": 512, "min_size": 128, "samples_per_insert": 2.0},
+}
+
+
 @pytest.fixture
 def probe_config() -> Callable[..., RunConfig]:
-    """A quick run on the probe environment; keyword arguments replace whole groups' keys."""
+    """A quick run of PPO on the probe environment; keyword arguments replace whole groups' keys."""
+    return partial(_changed, PROBE)
 
-    def make(**groups: Any) -> RunConfig:
-        tree: dict[str, Any] = {k: dict(v) if isinstance(v, dict) else v for k, v in PROBE.items()}
-        for name, value in groups.items():
-            tree[name] = {**tree.get(name, {}), **value} if isinstance(value, dict) else value
-        return parse(tree)
 
-    return make
+@pytest.fixture
+def apex_config() -> Callable[..., RunConfig]:
+    """The same by Ape-X."""
+    return partial(_changed, APEX)
+
+
+def _changed(base: dict[str, Any], **groups: Any) -> RunConfig:
+    tree: dict[str, Any] = {k: dict(v) if isinstance(v, dict) else v for k, v in base.items()}
+    for name, value in groups.items():
+        tree[name] = {**tree.get(name, {}), **value} if isinstance(value, dict) else value
+    return parse(tree)
 
 
 @pytest.fixture(autouse=True)

@@ -1,4 +1,4 @@
-"""mario-dist bench emulator | parity | rollout | learner | train"""
+"""mario-dist bench emulator | parity | rollout | replay | learner | train"""
 
 import json
 from collections.abc import Mapping, Sequence
@@ -125,6 +125,49 @@ def rollout(
         read_config(arguments or []), _counts(lanes, "--lanes"), _threads(threads), unrolls
     )
     _show(document, ("lanes", "threads", "agent_steps_per_s", "frames_per_s"), as_json)
+
+
+@bench_app.command()
+def replay(
+    arguments: ConfigArguments = None,
+    capacity: Annotated[
+        int | None, typer.Option(min=1, help="Transitions; by default 1,000,000, or what the memory holds.")
+    ] = None,
+    batch: Annotated[int, typer.Option(min=1, help="Transitions drawn at once.")] = 512,
+    compression: Annotated[str, typer.Option(help="none, lz4 or both.")] = "none,lz4",
+    ray: Annotated[bool, typer.Option(help="The same shard as a Ray actor, too.")] = True,
+    rounds: Annotated[int, typer.Option(min=1, help="Rounds, of which the median counts.")] = 5,
+    seconds: Annotated[float, typer.Option(min=0.01, help="Of each measurement.")] = 2.0,
+    as_json: Json = False,
+) -> None:
+    """Transitions per second into and out of a replay shard full of real frames, and the memory of one.
+
+    Example: mario-dist bench replay --json
+    """
+    from mario_dist.bench.replay import bench_replay, resized
+    from mario_dist.cli.config import read_config
+
+    kinds = compression.split(",")
+    if not set(kinds) <= {"none", "lz4"}:
+        raise typer.BadParameter(f"--compression takes none, lz4 or none,lz4, not {compression!r}")
+    document = bench_replay(
+        resized(read_config(arguments or [], "apex-1-1.yaml"), capacity, batch),
+        kinds,  # type: ignore[arg-type]  # checked above
+        through_ray=ray,
+        rounds=rounds,
+        seconds=seconds,
+        announce=lambda text: typer.echo(text, err=True),
+    )
+    columns = ("where", "compression", "capacity", "adds_per_s", "samples_per_s", "updates_per_s")
+    _show(document, columns, as_json)
+    if as_json:
+        return
+    for row in document["rows"]:
+        if "bytes_per_transition" in row:
+            print(
+                f"{row['compression']}: {row['bytes_per_transition']:,.0f} bytes of resident memory each;"
+                f" {row['growth_when_full_mib']:+.1f} MiB while all of it was overwritten"
+            )
 
 
 @bench_app.command()

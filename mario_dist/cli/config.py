@@ -6,18 +6,21 @@ from pathlib import Path
 from mario_dist import config as configuration
 from mario_dist.config import RunConfig
 
-_DEFAULT = "ppo-1-1.yaml"
+DEFAULT = "ppo-1-1.yaml"
 
 
-def read_config(arguments: Sequence[str]) -> RunConfig:
-    """A first word without "=" names the file; the others override its keys. Raises ``UserError``."""
+def read_config(arguments: Sequence[str], default: str = DEFAULT) -> RunConfig:
+    """A first word without "=" names the file; the others override its keys. Raises ``UserError``.
+
+    Without such a word it is ``default``, one of those that come with the package.
+    """
     named = bool(arguments) and "=" not in arguments[0]
-    path = Path(arguments[0]) if named else _default_config()
+    path = Path(arguments[0]) if named else _shipped(default)
     return configuration.load(path, arguments[1:] if named else arguments)
 
 
-def _default_config() -> Path:
+def _shipped(name: str) -> Path:
     """configs/ in the current directory, in the source tree, or as installed with the package."""
     package = Path(__file__).parents[1]
-    places = [folder / "configs" / _DEFAULT for folder in (Path(), package.parent, package)]
+    places = [folder / "configs" / name for folder in (Path(), package.parent, package)]
     return next((path for path in places if path.is_file()), places[0])

@@ -19,6 +19,7 @@ from mario_dist.replay.sum_tree import SumTree
 from mario_dist.types import F32, I64, U8, Arrays, Bool, ReplayStats, Transitions, Unroll, part
 
 _NONE = -1
+_ANY = -1
 _MIN_PRIORITY = 1e-6
 """Added to every error, so that no transition is never seen again (Schaul et al. 2016, 3.3)."""
 
@@ -244,7 +245,10 @@ class PrioritisedReplay:
         }
         counts = json.loads(arrays["counts"].tobytes())
         self._oldest, self._next = int(counts["oldest"]), int(counts["next"])
-        self._newest = {int(actor): tuple(entry) for actor, entry in counts["newest"].items()}
+        # A worker that is restored goes on with its sequence under a new incarnation.
+        self._newest = {
+            int(a): (block, _ANY, sequence) for a, (block, _, sequence) in counts["newest"].items()
+        }
         self._rng.bit_generator.state = counts["rng"]
 
     def save(self, directory: Path) -> None:
@@ -267,8 +271,8 @@ class PrioritisedReplay:
         self._before[place] = self._after[place] = _NONE
         before, incarnation, sequence = self._newest.get(unroll.actor, (_NONE, 0, 0))
         self._newest[unroll.actor] = (block, unroll.incarnation, unroll.sequence)
-        follows = (incarnation, sequence + 1) == (unroll.incarnation, unroll.sequence)
-        if before < self._oldest or not follows:
+        same_life = incarnation in (unroll.incarnation, _ANY)
+        if before < self._oldest or not same_life or unroll.sequence != sequence + 1:
             return _NONE
         self._before[place] = before
         self._after[before % self._blocks] = block

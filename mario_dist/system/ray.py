@@ -261,6 +261,11 @@ def connected(address: str | None, dashboard_port: int | None, *, cores: int) ->
         ray.shutdown()
 
 
+def put(value: Any) -> Ref:
+    """A reference to a copy in Ray's shared memory."""
+    return ray.put(value)
+
+
 def get(refs: Any) -> Any:
     """``ray.get`` that returns to Python often, so that signals are handled while it waits."""
     many = refs if isinstance(refs, list) else [refs]

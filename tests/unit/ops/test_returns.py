@@ -10,7 +10,7 @@ from gymnasium import spaces
 from stable_baselines3.common.buffers import RolloutBuffer
 from torch import Tensor
 
-from mario_dist.ops.returns import explained_variance, gae
+from mario_dist.ops.returns import explained_variance, gae, n_step_return
 
 SEEDS = range(12)
 
@@ -206,3 +206,40 @@ def test_explained_variance() -> None:
     expected = 1 - np.var(target.numpy() - predicted.numpy()) / np.var(target.numpy())
     assert explained_variance(predicted, target) == pytest.approx(expected)
     assert math.isnan(explained_variance(target, torch.ones(4)))
+
+
+def slow_n_step(
+    r: list[float], v: list[float], term: list[bool], trunc: list[bool], final: list[float],
+    gamma: float, n: int,
+) -> list[float]:  # fmt: skip
+    """One lane, step by step, from the definition."""
+    returns = []
+    for t in range(len(r) - n):
+        total = 0.0
+        for j in range(n):
+            total += gamma**j * r[t + j]
+            if term[t + j]:
+                break
+            if trunc[t + j]:
+                total += gamma ** (j + 1) * final[t + j]
+                break
+        else:
+            total += gamma**n * v[t + n]
+        returns.append(total)
+    return returns
+
+
+@pytest.mark.parametrize("n_step", [1, 2, 3, 5])
+@pytest.mark.parametrize("p_end", [0.0, 0.2, 0.6])
+def test_n_step_returns_are_the_definition(n_step: int, p_end: float) -> None:
+    generator = torch.Generator().manual_seed(n_step)
+    t, lanes, gamma = 14, 6, 0.9
+    reward, value, final = (torch.randn(t, lanes, generator=generator) for _ in range(3))
+    terminated = torch.rand(t, lanes, generator=generator) < p_end
+    truncated = (torch.rand(t, lanes, generator=generator) < p_end) & ~terminated
+    got = n_step_return(reward, value, terminated, truncated, final, gamma=gamma, n_step=n_step)
+    assert got.shape == (t - n_step, lanes)
+    for lane in range(lanes):
+        columns = [x[:, lane].tolist() for x in (reward, value, terminated, truncated, final)]
+        expected = slow_n_step(*columns, gamma, n_step)
+        torch.testing.assert_close(got[:, lane], torch.tensor(expected), rtol=1e-5, atol=1e-5)

@@ -1,0 +1,235 @@
+"""Replay shards as Ray actors, seen by the conductor that fills them and by the learner that draws from them.
+
+Unrolls go from rollout actor to shard and batches from shard to learner; this process passes references.
+Ray restarts a shard that died, empty, behind the same handle.
+"""
+
+from collections import deque
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import ray
+from ray.exceptions import RayActorError, RayTaskError
+
+from mario_dist.config import RunConfig
+from mario_dist.replay import allocate, merge, total_stats
+from mario_dist.system.build import make_shard
+from mario_dist.system.plan import Plan, shard_bytes
+from mario_dist.system.ray import Ref, get, wait_for
+from mario_dist.types import F32, I64, ReplayStats, Transitions, Unroll
+
+_ADDS = 2
+"""Unrolls on their way to a shard, at most."""
+
+_EMPTY = ReplayStats(0, 0, 0.0, 0.0, 0.0, 0, "")
+
+
+class ShardActor:
+    """A thin shell around ``PrioritisedReplay``."""
+
+    def __init__(self, config: RunConfig, plan: Plan, shard: int) -> None:
+        self._replay = make_shard(config, lanes=plan.lanes, shard=shard, shards=plan.shards)
+
+    def add(self, unroll: Unroll) -> None:
+        self._replay.add(unroll)
+
+    def sample(self, count: int) -> tuple[Transitions | None, ReplayStats]:
+        """None where there is nothing: this shard may have been restarted since it was last heard of."""
+        return self._replay.sample(count) if self._replay.mass else None, self._replay.stats()
+
+    def update(self, id_B: I64, error_B: F32) -> None:
+        self._replay.update(id_B, error_B)
+
+    def stats(self) -> ReplayStats:
+        return self._replay.stats()
+
+    def save(self, directory: Path) -> None:
+        self._replay.save(directory)
+
+    def load(self, directory: Path) -> None:
+        self._replay.load(directory)
+
+
+@dataclass(frozen=True, slots=True)
+class _Asked:
+    """A batch that is under way: what was asked of each shard, by which share of the whole mass."""
+
+    pieces: tuple[tuple[int, float, Ref], ...]
+
+
+class RayReplay:
+    """The shards as the learner's ``SampleSource``: batches asked for ahead, priorities written back.
+
+    A shard's mass is known from its last answer; one that is empty or died is asked how it is until it has
+    something again, while the others give the batches.
+    """
+
+    def __init__(self, shards: Sequence[Any], batch: int, prefetch: int, seed: int) -> None:
+        self._shards = shards
+        self._batch = batch
+        self._prefetch = prefetch
+        self._rng = np.random.default_rng(seed)
+        self._known: list[ReplayStats] = [_EMPTY] * len(shards)
+        self._asking: dict[int, Ref] = {}
+        self._ahead: deque[_Asked] = deque()
+        self._lost = self._restarts = 0
+
+    def sample(self, count: int) -> Transitions:
+        """The oldest batch asked for. What a shard that died owed it is left out."""
+        assert count == self._batch
+        while True:
+            while len(self._ahead) < self._prefetch:
+                self._ask_ahead()
+            pieces = []
+            for shard, share, ref in self._ahead.popleft().pieces:
+                try:
+                    transitions, stats = ray.get(ref)
+                except RayActorError as error:
+                    self._died(shard, error)
+                else:
+                    self._learn_of(shard, stats)
+                    if transitions is not None:
+                        pieces.append((shard, share, transitions))
+            if pieces:
+                return merge(pieces)
+
+    def update(self, batch: Transitions, error_B: F32) -> None:
+        for shard, actor in enumerate(self._shards):
+            mine_B = batch.shard_B == shard
+            if mine_B.any():
+                # Nobody waits for it: a shard that dies takes its priorities along.
+                actor.update.remote(batch.id_B[mine_B], error_B[mine_B])
+
+    def stats(self) -> ReplayStats:
+        return total_stats(self._known)
+
+    def losses(self) -> Mapping[str, float]:
+        return {"replay_lost": float(self._lost), "replay_shard_restarts": float(self._restarts)}
+
+    def _ask_ahead(self) -> None:
+        """Ask for one more batch, as soon as any shard has something."""
+        self._ask_the_empty()
+        mass_S = np.array([stats.mass for stats in self._known])
+        while mass_S.sum() <= 0.0:
+            wait_for(list(self._asking.values()), 1)
+            self._ask_the_empty()
+            mass_S = np.array([stats.mass for stats in self._known])
+        count_S = allocate(mass_S, self._batch, self._rng)
+        share_S = mass_S / mass_S.sum()
+        self._ahead.append(
+            _Asked(
+                tuple(
+                    (s, float(share_S[s]), self._shards[s].sample.remote(int(count_S[s])))
+                    for s in np.flatnonzero(count_S).tolist()
+                )
+            )
+        )
+
+    def _ask_the_empty(self) -> None:
+        for shard, ref in list(self._asking.items()):
+            if not is_there(ref):
+                continue
+            del self._asking[shard]
+            try:
+                self._learn_of(shard, get(ref))
+            except RayActorError as error:
+                self._died(shard, error)
+        for shard, stats in enumerate(self._known):
+            if stats.mass <= 0.0 and shard not in self._asking:
+                self._asking[shard] = self._shards[shard].stats.remote()
+
+    def _learn_of(self, shard: int, stats: ReplayStats) -> None:
+        before = self._known[shard]
+        if before.instance and stats.instance != before.instance:
+            self._restarts += 1
+            self._lost += before.size
+        self._known[shard] = stats
+
+    def _died(self, shard: int, error: RayActorError) -> None:
+        """Nothing is asked of a dead shard; what it held is counted once, when its next life answers."""
+        _raise_unless_death(error)
+        self._known[shard] = replace(self._known[shard], mass=0.0, priority_mean=0.0, priority_max=0.0)
+
+
+class RayShards:
+    """The shards as the conductor sees them: it gives them unrolls, and has them saved and loaded.
+
+    The unrolls of one actor go to one shard, which links them; while that one is down, to the next.
+    """
+
+    def __init__(self, config: RunConfig, plan: Plan) -> None:
+        shard: Any = ray.remote(num_cpus=0, memory=shard_bytes(config, plan), max_restarts=-1)(ShardActor)
+        self.handles: list[Any] = [shard.remote(config, plan, s) for s in range(plan.shards)]
+        self.lost = 0
+        """Agent steps that were on their way to a shard that died."""
+        self._adding: deque[tuple[int, int, Ref]] = deque()  # (shard, agent steps, done)
+        self._down: dict[int, Ref] = {}  # an answer that comes when it is up again, by shard
+
+    def add(self, actor: int, steps: int, unroll: Ref) -> None:
+        """Returns when at most two unrolls a shard are on their way."""
+        self._look_for_the_dead()
+        shard = self._home(actor)
+        self._adding.append((shard, steps, self.handles[shard].add.remote(unroll)))
+        self.settle(_ADDS * len(self.handles))
+
+    def settle(self, most: int) -> None:
+        """Wait until at most ``most`` unrolls are on their way; all that has arrived is accounted for."""
+        while self._adding and (len(self._adding) > most or is_there(self._adding[0][2])):
+            shard, steps, done = self._adding.popleft()
+            try:
+                get(done)
+            except RayActorError as error:
+                _raise_unless_death(error)
+                self.lost += steps
+                if shard not in self._down:
+                    self._down[shard] = self.handles[shard].stats.remote()
+
+    def save(self, directory: Path) -> None:
+        self.settle(0)
+        self._every("save", directory)
+
+    def load(self, directory: Path) -> None:
+        """Raises ``ValueError`` where it was saved by other shards."""
+        saved = len(list(directory.glob("shard-*")))
+        if saved != len(self.handles):
+            raise ValueError(f"a replay of {saved} shards does not fit {len(self.handles)}")
+        self._every("load", directory)
+
+    def close(self) -> None:
+        for shard in self.handles:
+            ray.kill(shard)
+
+    def _home(self, actor: int) -> int:
+        count = len(self.handles)
+        candidates = [(actor + i) % count for i in range(count)]
+        return next((shard for shard in candidates if shard not in self._down), candidates[0])
+
+    def _look_for_the_dead(self) -> None:
+        """Those that answer are up again."""
+        for shard, ref in list(self._down.items()):
+            if not is_there(ref):
+                continue
+            try:
+                get(ref)
+            except RayActorError as error:
+                _raise_unless_death(error)
+                self._down[shard] = self.handles[shard].stats.remote()
+            else:
+                del self._down[shard]
+
+    def _every(self, method: str, directory: Path) -> None:
+        folder = directory.resolve()
+        get([getattr(h, method).remote(folder / f"shard-{s}") for s, h in enumerate(self.handles)])
+
+
+def is_there(ref: Ref) -> bool:
+    return bool(ray.wait([ref], timeout=0, fetch_local=False)[0])
+
+
+def _raise_unless_death(error: RayActorError) -> None:
+    """Only the death of the actor that was asked is borne: a defect would repeat."""
+    if isinstance(error, RayTaskError) or error.actor_init_failed:
+        raise error

@@ -1,0 +1,195 @@
+"""Ape-X on Ray: real shards, really killed."""
+
+import os
+import signal
+from collections import Counter
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import ray
+
+from mario_dist.config import RunConfig
+from mario_dist.system.plan import Plan, make_plan
+from mario_dist.system.ray import RayRollouts, connected
+from mario_dist.system.ray_replay import RayReplayLearner
+from mario_dist.system.ray_shards import RayShards
+from mario_dist.system.topology import Counters, Iteration, make_limiter, restore_limiter, train_replayed
+from mario_dist.types import Arrays, EvalReport
+
+Make = Callable[..., RunConfig]
+RAY: dict[str, Any] = {
+    "system": {"driver": "ray"},
+    "rollout": {"actors": 2, "lanes": 4},
+    "replay": {"capacity": 1024, "min_size": 256, "shards": 2, "samples_per_insert": 2.0},
+    "total_steps": 3072,
+    "checkpoint": {"every_steps": 10**9},
+}
+
+
+class Log:
+    """An observer that remembers; ``after`` is called with every iteration."""
+
+    def __init__(self, after: Callable[[Iteration], None], folder: Path) -> None:
+        self.iterations: list[Iteration] = []
+        self.states: list[tuple[Counters, Arrays, list[Arrays]]] = []
+        self.replay = folder / "replay"
+        self._after = after
+
+    def iterated(self, iteration: Iteration) -> None:
+        self.iterations.append(iteration)
+        self._after(iteration)
+
+    def evaluated(self, counters: Counters, report: EvalReport) -> None:
+        assert report.protocol["greedy"] is True
+
+    def checkpoint(
+        self,
+        counters: Counters,
+        learner: Arrays,
+        workers: list[Arrays],
+        evaluation: EvalReport | None,
+        *,
+        last: bool,
+        save_replay: Callable[[Path], None] | None = None,
+    ) -> None:
+        self.states.append((counters, learner, workers))
+        if save_replay is not None:
+            save_replay(self.replay)
+
+    def metric(self, name: str) -> list[float]:
+        return [i.report.metrics[name] for i in self.iterations if name in i.report.metrics]
+
+
+@pytest.fixture(scope="module")
+def ray_here() -> Iterator[None]:
+    with connected(None, None, cores=4):
+        yield
+
+
+class Run:
+    """The topology on real actors."""
+
+    def __init__(self, config: RunConfig, folder: Path, resumed: Log | None = None) -> None:
+        self.config = config
+        self.plan: Plan = make_plan(config, 3, gpu=False)
+        self.counters, learner, workers = resumed.states[-1] if resumed else (Counters(), None, [])
+        self.rollouts = RayRollouts(config, self.plan, workers, int(resumed is not None))
+        self.learner = RayReplayLearner(config, self.plan, learner, gpu=False)
+        self.limiter = make_limiter(config, self.plan)
+        if resumed and learner is not None:
+            self.learner.load_replay(resumed.replay)
+            restore_limiter(self.limiter, learner)
+        self.log = Log(lambda iteration: self.after(iteration), folder)
+        self.after: Callable[[Iteration], None] = lambda iteration: None
+
+    def go(self) -> Log:
+        try:
+            outcome = train_replayed(
+                self.rollouts, self.learner, self.limiter, self.config, self.counters, self.log, lambda: False
+            )
+            assert outcome == "finished"
+        finally:
+            self.rollouts.close()
+            self.learner.close()
+        return self.log
+
+    def kill(self, shard: int) -> None:
+        """SIGKILL, as the kernel's OOM killer would."""
+        pid = ray.get(self.learner.shards.handles[shard].__ray_call__.remote(lambda self: os.getpid()))
+        os.kill(pid, signal.SIGKILL)
+
+    def sizes(self) -> list[int]:
+        return [ray.get(shard.stats.remote()).size for shard in self.learner.shards.handles]
+
+
+@pytest.mark.usefixtures("ray_here")
+def test_it_fills_learns_keeps_its_counts_and_goes_on_with_its_replay(
+    apex_config: Make, tmp_path: Path
+) -> None:
+    changes = {**RAY, "replay": {**RAY["replay"], "checkpoint": True}}
+    log = Run(
+        apex_config(**changes, evaluation={"every_steps": 1024, "episodes": 2}), tmp_path / "first"
+    ).go()
+    assert log.iterations[-1].counters.agent_steps >= 3072
+    assert log.metric("replay_size")[-1] == 1024
+    # Two unrolls each may be ahead of the learner, and two orders under way.
+    assert log.metric("replay_ratio")[-1] == pytest.approx(2.0, rel=0.25)
+    versions = [i.report.version for i in log.iterations]
+    assert versions == sorted(versions)
+    assert versions[-1] * 32 == pytest.approx(2.0 * (3072 - 256), rel=0.25)
+    assert log.metric("replay_lost")[-1] == 0
+    keys = Counter((e.actor, e.incarnation, e.sequence) for i in log.iterations for e in i.episodes)
+    assert keys
+    assert set(keys.values()) == {1}
+
+    assert sorted(p.name for p in log.replay.iterdir()) == ["shard-0", "shard-1"]
+    run = Run(apex_config(**changes | {"total_steps": 3584}), tmp_path / "second", resumed=log)
+    assert run.sizes() == [512, 512]
+    again = run.go()
+    assert all("q_mean" in i.report.metrics for i in again.iterations), "it need not be filled again"
+    assert again.iterations[0].report.version > versions[-1]
+
+
+@pytest.mark.usefixtures("ray_here")
+def test_a_killed_shard_comes_back_empty_while_training_goes_on(apex_config: Make, tmp_path: Path) -> None:
+    run = Run(apex_config(**RAY | {"total_steps": 12_000}), tmp_path)
+    killed_at: list[int] = []
+    refilled: list[int] = []
+
+    def after(iteration: Iteration) -> None:
+        steps = iteration.counters.agent_steps
+        if not killed_at and steps >= 2048 and iteration.report.samples:
+            run.kill(shard=0)
+            killed_at.append(steps)
+        if killed_at and not refilled and iteration.report.metrics.get("replay_lost"):
+            refilled.append(steps)
+
+    run.after = after
+    log = run.go()
+    assert killed_at
+    assert refilled
+    lost = log.metric("replay_lost")[-1]
+    # All that the shard held, and at most the unrolls that were on their way to it.
+    assert 512 <= lost <= 512 + 8 * 64
+    assert log.metric("replay_shard_restarts")[-1] == 1
+    assert log.metric("replay_size")[-1] == 1024, "it filled again"
+    during = [i for i in log.iterations if killed_at[0] < i.counters.agent_steps <= refilled[0]]
+    assert all(np.isfinite(i.report.metrics.get("loss", 0.0)) for i in during)
+    assert log.iterations[-1].counters.agent_steps >= 12_000
+
+
+@pytest.mark.usefixtures("ray_here")
+def test_a_slow_learner_holds_the_actors_back(apex_config: Make, tmp_path: Path) -> None:
+    """At a replay ratio that the learner cannot keep up with, the actors wait, and their lead is bounded."""
+    config = apex_config(
+        **RAY
+        | {
+            "total_steps": 1024,
+            "rollout": {"actors": 1, "lanes": 4},
+            "replay": {**RAY["replay"], "shards": 1, "samples_per_insert": 32.0},
+        }
+    )
+    run = Run(config, tmp_path)
+    balances: list[float] = []
+    run.after = lambda iteration: balances.append(run.limiter.balance)
+    log = run.go()
+    unroll = 64 * 32.0
+    assert max(balances) <= 2 * unroll + unroll
+    assert sum(log.metric("limiter_actors_wait_s")) > 0.2
+    assert log.metric("replay_ratio")[-1] >= 32.0 * (1024 - 256 - 3 * 64) / (1024 - 256)
+
+
+@pytest.mark.usefixtures("ray_here")
+def test_a_defect_in_a_shard_is_not_taken_for_its_death(apex_config: Make) -> None:
+    config = apex_config(**RAY | {"replay": {**RAY["replay"], "shards": 1}})
+    shards = RayShards(config, make_plan(config, 3, gpu=False))
+    try:
+        with pytest.raises(AttributeError, match="action"):
+            shards.add(0, 64, "no unroll")
+            shards.settle(0)
+        assert shards.lost == 0
+    finally:
+        shards.close()
