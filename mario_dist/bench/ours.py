@@ -10,7 +10,14 @@ from statistics import median
 
 from mario_dist.algos.ppo import PPOConfig
 from mario_dist.bench.peers.process import child_main
-from mario_dist.bench.peers.settings import Iteration, PeerResult, PeerSettings, summarise
+from mario_dist.bench.peers.settings import (
+    Iteration,
+    PeerResult,
+    PeerSettings,
+    env_config,
+    network_config,
+    summarise,
+)
 from mario_dist.config import (
     CheckpointConfig,
     EvaluationConfig,
@@ -19,8 +26,6 @@ from mario_dist.config import (
     RunConfig,
     SystemConfig,
 )
-from mario_dist.env import EnvConfig
-from mario_dist.nets import NetworkConfig
 from mario_dist.store import RunStore
 from mario_dist.system.run import run_training
 
@@ -32,16 +37,8 @@ def run_config(settings: PeerSettings) -> RunConfig:
         name="bench",
         seed=settings.seed,
         total_steps=iterations * settings.batch,
-        # The peers' episodes end with the life or the level alone.
-        env=EnvConfig(
-            levels=(settings.level,),
-            reward="native",
-            noop_max=0,
-            stall_steps=0,
-            max_steps=0,
-            emulator=settings.emulator,
-        ),
-        network=NetworkConfig(torso=settings.torso, hidden=512 if settings.torso == "nature" else 256),
+        env=env_config(settings),
+        network=network_config(settings),
         algo=PPOConfig(
             gamma=settings.gamma,
             gae_lambda=settings.gae_lambda,
@@ -63,25 +60,33 @@ def run_config(settings: PeerSettings) -> RunConfig:
 
 
 def measure(settings: PeerSettings) -> PeerResult:
-    """Train for warmup + measured iterations in a directory that is thrown away.
+    """Train for warmup + measured iterations in a directory that is thrown away."""
+    return train(run_config(settings), settings.iterations)
+
+
+def train(config: RunConfig, iterations: int, updates: int = 0) -> PeerResult:
+    """Train as ``config`` says and give the medians of the last ``iterations``.
 
     An iteration's seconds are the differences between the wall-clock times that the run store keeps, so
-    everything between two learner steps counts; what is not collecting counts as learning.
+    everything between two learner steps counts; what is not collecting counts as learning. updates: in each
+    iteration, where they count.
     """
     with tempfile.TemporaryDirectory() as folder:
         url = f"sqlite:///{folder}/mario.db"
         result = run_training(
-            run_config(settings), Path(folder), store_url=url, tracking_uri=f"sqlite:///{folder}/mlflow.db"
+            config, Path(folder), store_url=url, tracking_uri=f"sqlite:///{folder}/mlflow.db"
         )
         with RunStore(url) as store:
             rows = store.metrics(result.run_id, ["collect_s"])
             parts = {
-                name: median(row["value"] for row in store.metrics(result.run_id, [f"{name}_s"])[1:])
+                name: median(
+                    row["value"] for row in store.metrics(result.run_id, [f"{name}_s"])[-iterations:]
+                )
                 for name in ("worker_environment", "worker_inference", "learn")
             }
             plan = store.get_run(result.run_id).machine["plan"]
     # The first iteration has no predecessor in the store; there is at least one warm-up to give up.
-    iterations = [
+    measured = [
         Iteration(
             agent_steps=now["agent_steps"] - before["agent_steps"],
             rollout_s=now["value"],
@@ -89,8 +94,8 @@ def measure(settings: PeerSettings) -> PeerResult:
         )
         for before, now in pairwise(rows)
     ]
-    return summarise(iterations[-settings.iterations :], {"plan": plan, "seconds_of_parts": parts})
+    return summarise(measured[-iterations:], {"plan": plan, "seconds_of_parts": parts}, updates)
 
 
 if __name__ == "__main__":
-    child_main(measure)
+    child_main(measure, PeerSettings)

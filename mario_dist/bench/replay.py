@@ -20,7 +20,7 @@ from mario_dist.nets import get_weights
 from mario_dist.replay import planned_bytes
 from mario_dist.system.build import make_network, make_shard, make_worker
 from mario_dist.system.plan import Plan, check_replay, make_plan
-from mario_dist.types import Unroll
+from mario_dist.types import Transitions, Unroll
 
 Compression = Literal["none", "lz4"]
 
@@ -191,8 +191,13 @@ def _through_ray(config: RunConfig, rounds: int, seconds: float) -> dict[str, An
             source = RayReplay(shards.handles, batch, config.replay.prefetch, config.seed)
             errors = np.random.default_rng(0).random(batch).astype(np.float32)
 
+            def sample() -> Transitions:
+                drawn = source.sample(batch)
+                assert drawn is not None
+                return drawn
+
             def update() -> int:
-                source.update(source.sample(batch), errors)
+                source.update(sample(), errors)
                 return batch
 
             return {
@@ -201,7 +206,7 @@ def _through_ray(config: RunConfig, rounds: int, seconds: float) -> dict[str, An
                 "capacity": config.replay.capacity,
                 "batch": batch,
                 "adds_per_s": _rate(add, rounds, seconds),
-                "samples_per_s": _rate(lambda: len(source.sample(batch).action_B), rounds, seconds),
+                "samples_per_s": _rate(lambda: len(sample().action_B), rounds, seconds),
                 "updates_per_s": _rate(update, rounds, seconds),
             }
         finally:

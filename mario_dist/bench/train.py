@@ -5,7 +5,7 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 from mario_dist import machine
-from mario_dist.bench.peers import PeerSettings, run_peer
+from mario_dist.bench.peers import DQNSettings, Settings, run_peer
 from mario_dist.bench.peers.process import run_in_child
 
 OURS = "mario-dist"
@@ -18,7 +18,7 @@ _TIMEOUT_S = 1800.0
 
 
 def bench_train(
-    settings: PeerSettings, peers: Sequence[str], variants: Sequence[str], announce: Callable[[str], None]
+    settings: Settings, peers: Sequence[str], variants: Sequence[str], announce: Callable[[str], None]
 ) -> dict[str, Any]:
     """``{"machine", "settings", "mario-dist": {...}, "mario-dist VARIANT": {...}, peer: {...},
     "ratio": {peer: ours / theirs}, "ratio_of": {"mario-dist VARIANT": {peer: ...}}}``.
@@ -33,9 +33,8 @@ def bench_train(
     }
     for name, workload in ours.items():
         announce(f"measuring {name}")
-        result = run_in_child(
-            "mario_dist.bench.ours", dataclasses.replace(workload, torch_threads=0), _TIMEOUT_S
-        )
+        module = f"{__package__}.ours_apex" if isinstance(settings, DQNSettings) else f"{__package__}.ours"
+        result = run_in_child(module, dataclasses.replace(workload, torch_threads=0), _TIMEOUT_S)
         document[name] = dataclasses.asdict(result)
     for peer in peers:
         announce(f"measuring {peer}")

@@ -196,20 +196,27 @@ def train(
     also: Annotated[
         str, typer.Option(help="Ours once more: small (the default's small CNN), nes-py (the slow emulator).")
     ] = "",
+    algo: Annotated[str, typer.Option(help="ppo, or apex beside the peers' DQN.")] = "ppo",
     envs: Annotated[int, typer.Option(min=1)] = 8,
-    steps: Annotated[int, typer.Option(min=1, help="Agent steps of each environment per iteration.")] = 128,
-    iterations: Annotated[int, typer.Option(min=1, help="Measured iterations, after one warm-up.")] = 3,
+    steps: Annotated[
+        int | None,
+        typer.Option(min=1, help="Agent steps of each environment per iteration: 128 for ppo, 64 for apex."),
+    ] = None,
+    replay_ratio: Annotated[
+        float, typer.Option(min=0.01, help="Samples learned from per agent step, for apex and DQN.")
+    ] = 1.0,
+    iterations: Annotated[int, typer.Option(min=1, help="Measured iterations, after a warm-up.")] = 3,
     level: str = "1-1",
     peer_threads: Annotated[
         int, typer.Option(min=0, help="The peers' PyTorch threads; 0 for what is fastest for each.")
     ] = 0,
     as_json: Json = False,
 ) -> None:
-    """Agent steps per second of the whole PPO loop, beside the peers on the same settings.
+    """Agent steps per second of the whole training loop, beside the peers on the same settings.
 
-    Example: mario-dist bench train --vs sb3,rllib --json
+    Example: mario-dist bench train --algo apex --vs sb3,rllib --replay-ratio 1 --json
     """
-    from mario_dist.bench.peers import PEERS, PeerSettings
+    from mario_dist.bench.peers import PEERS, DQNSettings, PeerSettings, Settings
     from mario_dist.bench.train import OURS, VARIANTS, bench_train
     from mario_dist.errors import UserError
 
@@ -221,15 +228,29 @@ def train(
     for name in variants:
         if name not in VARIANTS:
             raise typer.BadParameter(f"there is no variant {name!r}; variants are {', '.join(VARIANTS)}")
+    if algo not in ("ppo", "apex"):
+        raise typer.BadParameter(f"--algo takes ppo or apex, not {algo!r}")
     try:
-        settings = PeerSettings(
-            level=level,
-            n_envs=envs,
-            n_steps=steps,
-            minibatch=min(256, envs * steps),
-            iterations=iterations,
-            torch_threads=peer_threads,
-        )
+        settings: Settings
+        if algo == "apex":
+            settings = DQNSettings(
+                level=level,
+                n_envs=envs,
+                n_steps=steps or 64,
+                replay_ratio=replay_ratio,
+                iterations=iterations,
+                torch_threads=peer_threads,
+            )
+        else:
+            n_steps = steps or 128
+            settings = PeerSettings(
+                level=level,
+                n_envs=envs,
+                n_steps=n_steps,
+                minibatch=min(256, envs * n_steps),
+                iterations=iterations,
+                torch_threads=peer_threads,
+            )
     except ValueError as error:
         raise UserError(str(error)) from error
     document = bench_train(settings, peers, variants, lambda text: typer.echo(text, err=True))
@@ -237,7 +258,10 @@ def train(
         print(json.dumps(document))
         return
     _print_machine(document)
-    table = Table("", "agent steps/s", "rollout s", "learn s", *(f"/ {peer}" for peer in peers), box=None)
+    updates = ["updates/s of learning"] if algo == "apex" else []
+    table = Table(
+        "", "agent steps/s", "rollout s", "learn s", *updates, *(f"/ {peer}" for peer in peers), box=None
+    )
     for name in (OURS, *(f"{OURS} {variant}" for variant in variants), *peers):
         result = document[name]
         seconds = result["seconds"]
@@ -246,6 +270,7 @@ def train(
             f"{result['agent_steps_per_s']:.0f}",
             f"{seconds['rollout']:.2f}",
             f"{seconds['learn']:.2f}",
+            *(f"{result['updates_per_learn_s']:.1f}" for _ in updates),
             *(f"{ratio:.2f}" for ratio in document["ratio_of"].get(name, {}).values()),
         )
     Console().print(table)

@@ -77,7 +77,7 @@ class ReplayLearner:
 
         Raises ``FloatingPointError`` where the loss is not finite: the weights would be lost.
         """
-        means = checked_means(self._sums, self._updates, self.version)
+        means = checked_means(self._sums, self._updates, self.version) if self._updates else {}
         report = StepReport(self.version, self._samples, {**means, "lr": self._lr})
         self._sums = self._no_sums()
         self._updates = self._samples = 0

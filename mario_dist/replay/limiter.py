@@ -11,7 +11,7 @@ class RateLimiter:
     due and not yet taken, is kept in [-1 batch, tolerance]: the learner waits below it, the actors above.
 
     samples_per_insert: the replay ratio. tolerance: in samples.
-    inserted, sampled: since the limiter was made; the ratio is kept over this time.
+    inserted, sampled: since the limiter was made or restarted; the ratio is kept over this time.
     """
 
     samples_per_insert: float
@@ -41,6 +41,10 @@ class RateLimiter:
         if self.filling or self.balance < 0.0:
             return 0
         return min(most, 1 + int(self.balance // batch))
+
+    def restart(self) -> None:
+        """The replay was lost: it is filled again before learning goes on."""
+        self.inserted = self.sampled = 0
 
     @property
     def replay_ratio(self) -> float:

@@ -4,9 +4,10 @@ Unrolls go from rollout actor to shard and batches from shard to learner; this p
 Ray restarts a shard that died, empty, behind the same handle.
 """
 
+import time
 from collections import deque
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -18,11 +19,14 @@ from mario_dist.config import RunConfig
 from mario_dist.replay import allocate, merge, total_stats
 from mario_dist.system.build import make_shard
 from mario_dist.system.plan import Plan, shard_bytes
-from mario_dist.system.ray import Ref, get, wait_for
+from mario_dist.system.ray import Ref, get
 from mario_dist.types import F32, I64, ReplayStats, Transitions, Unroll
 
 _ADDS = 2
 """Unrolls on their way to a shard, at most."""
+
+_PATIENCE_S = 1.0
+_ASK_EVERY_S = 0.02
 
 _EMPTY = ReplayStats(0, 0, 0.0, 0.0, 0.0, 0, "")
 
@@ -75,14 +79,20 @@ class RayReplay:
         self._known: list[ReplayStats] = [_EMPTY] * len(shards)
         self._asking: dict[int, Ref] = {}
         self._ahead: deque[_Asked] = deque()
+        self._dead: dict[int, ReplayStats] = {}  # what was known of those that died and are not up again
         self._lost = self._restarts = 0
 
-    def sample(self, count: int) -> Transitions:
-        """The oldest batch asked for. What a shard that died owed it is left out."""
+    def sample(self, count: int) -> Transitions | None:
+        """The oldest batch asked for. What a shard that died owed it is left out.
+
+        None where no shard has had anything for seconds: nothing is to be had from a replay that was lost.
+        """
         assert count == self._batch
         while True:
-            while len(self._ahead) < self._prefetch:
-                self._ask_ahead()
+            while len(self._ahead) < self._prefetch and self._ask_ahead():
+                pass
+            if not self._ahead:
+                return None
             pieces = []
             for shard, share, ref in self._ahead.popleft().pieces:
                 try:
@@ -90,7 +100,8 @@ class RayReplay:
                 except RayActorError as error:
                     self._died(shard, error)
                 else:
-                    self._learn_of(shard, stats)
+                    if shard not in self._dead:  # else it is an answer from before its death
+                        self._known[shard] = stats
                     if transitions is not None:
                         pieces.append((shard, share, transitions))
             if pieces:
@@ -109,14 +120,16 @@ class RayReplay:
     def losses(self) -> Mapping[str, float]:
         return {"replay_lost": float(self._lost), "replay_shard_restarts": float(self._restarts)}
 
-    def _ask_ahead(self) -> None:
-        """Ask for one more batch, as soon as any shard has something."""
+    def _ask_ahead(self) -> bool:
+        """Ask for one more batch; False where no shard has anything, and waiting a while did not help."""
         self._ask_the_empty()
-        mass_S = np.array([stats.mass for stats in self._known])
-        while mass_S.sum() <= 0.0:
-            wait_for(list(self._asking.values()), 1)
+        patience = time.monotonic() + _PATIENCE_S
+        while not any(stats.mass for stats in self._known):
+            if self._ahead or time.monotonic() > patience:
+                return False
+            time.sleep(_ASK_EVERY_S)
             self._ask_the_empty()
-            mass_S = np.array([stats.mass for stats in self._known])
+        mass_S = np.array([stats.mass for stats in self._known])
         count_S = allocate(mass_S, self._batch, self._rng)
         share_S = mass_S / mass_S.sum()
         self._ahead.append(
@@ -127,6 +140,7 @@ class RayReplay:
                 )
             )
         )
+        return True
 
     def _ask_the_empty(self) -> None:
         for shard, ref in list(self._asking.items()):
@@ -134,24 +148,31 @@ class RayReplay:
                 continue
             del self._asking[shard]
             try:
-                self._learn_of(shard, get(ref))
+                self._is_up(shard, get(ref))
             except RayActorError as error:
                 self._died(shard, error)
         for shard, stats in enumerate(self._known):
             if stats.mass <= 0.0 and shard not in self._asking:
                 self._asking[shard] = self._shards[shard].stats.remote()
 
-    def _learn_of(self, shard: int, stats: ReplayStats) -> None:
-        before = self._known[shard]
-        if before.instance and stats.instance != before.instance:
-            self._restarts += 1
-            self._lost += before.size
+    def _is_up(self, shard: int, stats: ReplayStats) -> None:
+        """It answered a question that was asked after its death, if it did die."""
+        dead = self._dead.pop(shard, None)
+        if dead is not None and dead.instance == stats.instance:
+            # It was out of reach for a while, and has all it had.
+            self._restarts -= 1
+            self._lost -= dead.size
         self._known[shard] = stats
 
     def _died(self, shard: int, error: RayActorError) -> None:
-        """Nothing is asked of a dead shard; what it held is counted once, when its next life answers."""
+        """Count what it held, once, and ask nothing of it until its next life has something."""
         _raise_unless_death(error)
-        self._known[shard] = replace(self._known[shard], mass=0.0, priority_mean=0.0, priority_max=0.0)
+        known = self._known[shard]
+        if known.instance:
+            self._dead[shard] = known
+            self._restarts += 1
+            self._lost += known.size
+        self._known[shard] = _EMPTY
 
 
 class RayShards:

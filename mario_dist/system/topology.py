@@ -192,6 +192,8 @@ def train_replayed[W, U](
                 report = learner.poll(block=True) or report
         if report is not None:
             weights = learner.weights()
+            if not report.metrics["replay_size"]:
+                limiter.restart()
         if report is None and not limiter.filling and not save:
             continue
         observer.iterated(since.iteration(counters, report, limiter, rollouts.restarts))

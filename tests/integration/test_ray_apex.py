@@ -85,12 +85,11 @@ class Run:
         self.log = Log(lambda iteration: self.after(iteration), folder)
         self.after: Callable[[Iteration], None] = lambda iteration: None
 
-    def go(self) -> Log:
+    def go(self, until: Callable[[], bool] = lambda: False) -> Log:
         try:
-            outcome = train_replayed(
-                self.rollouts, self.learner, self.limiter, self.config, self.counters, self.log, lambda: False
+            train_replayed(
+                self.rollouts, self.learner, self.limiter, self.config, self.counters, self.log, until
             )
-            assert outcome == "finished"
         finally:
             self.rollouts.close()
             self.learner.close()
@@ -111,7 +110,7 @@ def test_it_fills_learns_keeps_its_counts_and_goes_on_with_its_replay(
 ) -> None:
     changes = {**RAY, "replay": {**RAY["replay"], "checkpoint": True}}
     log = Run(
-        apex_config(**changes, evaluation={"every_steps": 1024, "episodes": 2}), tmp_path / "first"
+        apex_config(**changes, evaluation={"every_steps": 3072, "episodes": 2}), tmp_path / "first"
     ).go()
     assert log.iterations[-1].counters.agent_steps >= 3072
     assert log.metric("replay_size")[-1] == 1024
@@ -135,51 +134,69 @@ def test_it_fills_learns_keeps_its_counts_and_goes_on_with_its_replay(
 
 @pytest.mark.usefixtures("ray_here")
 def test_a_killed_shard_comes_back_empty_while_training_goes_on(apex_config: Make, tmp_path: Path) -> None:
-    run = Run(apex_config(**RAY | {"total_steps": 12_000}), tmp_path)
+    run = Run(apex_config(**RAY | {"total_steps": 500_000}), tmp_path)
     killed_at: list[int] = []
+    learned_meanwhile: list[float] = []
     refilled: list[int] = []
 
     def after(iteration: Iteration) -> None:
-        steps = iteration.counters.agent_steps
+        steps, metrics = iteration.counters.agent_steps, iteration.report.metrics
         if not killed_at and steps >= 2048 and iteration.report.samples:
             run.kill(shard=0)
             killed_at.append(steps)
-        if killed_at and not refilled and iteration.report.metrics.get("replay_lost"):
-            refilled.append(steps)
+        elif killed_at and metrics.get("replay_lost", 0.0) >= 512:
+            if metrics["replay_size"] == 512:
+                learned_meanwhile.append(metrics["loss"])
+            elif metrics["replay_size"] == 1024:
+                refilled.append(steps)
 
     run.after = after
-    log = run.go()
-    assert killed_at
+    log = run.go(until=lambda: bool(refilled))
     assert refilled
-    lost = log.metric("replay_lost")[-1]
+    assert learned_meanwhile, "with the shard that was left"
+    assert np.isfinite(learned_meanwhile).all()
     # All that the shard held, and at most the unrolls that were on their way to it.
-    assert 512 <= lost <= 512 + 8 * 64
+    assert 512 <= log.metric("replay_lost")[-1] <= 512 + 8 * 64
     assert log.metric("replay_shard_restarts")[-1] == 1
-    assert log.metric("replay_size")[-1] == 1024, "it filled again"
-    during = [i for i in log.iterations if killed_at[0] < i.counters.agent_steps <= refilled[0]]
-    assert all(np.isfinite(i.report.metrics.get("loss", 0.0)) for i in during)
-    assert log.iterations[-1].counters.agent_steps >= 12_000
 
 
 @pytest.mark.usefixtures("ray_here")
-def test_a_slow_learner_holds_the_actors_back(apex_config: Make, tmp_path: Path) -> None:
-    """At a replay ratio that the learner cannot keep up with, the actors wait, and their lead is bounded."""
+def test_a_slow_learner_holds_the_actors_back_but_not_from_filling_a_lost_replay(
+    apex_config: Make, tmp_path: Path
+) -> None:
+    """At a replay ratio that the learner cannot keep up with, the actors wait, and their lead is bounded.
+
+    When the only shard dies then, the learner has no batch and the actors no leave: neither may wait for the
+    other.
+    """
     config = apex_config(
         **RAY
         | {
-            "total_steps": 1024,
+            "total_steps": 500_000,
             "rollout": {"actors": 1, "lanes": 4},
             "replay": {**RAY["replay"], "shards": 1, "samples_per_insert": 32.0},
         }
     )
     run = Run(config, tmp_path)
     balances: list[float] = []
-    run.after = lambda iteration: balances.append(run.limiter.balance)
-    log = run.go()
+    waited: list[float] = []
+    learned_again: list[int] = []
+
+    def after(iteration: Iteration) -> None:
+        metrics = iteration.report.metrics
+        if sum(waited) <= 0.2:
+            balances.append(run.limiter.balance)
+            waited.append(metrics["limiter_actors_wait_s"])
+            if sum(waited) > 0.2:
+                run.kill(shard=0)
+        elif metrics.get("replay_lost") and iteration.report.samples and metrics["replay_size"]:
+            learned_again.append(iteration.counters.agent_steps)
+
+    run.after = after
+    run.go(until=lambda: bool(learned_again))
     unroll = 64 * 32.0
     assert max(balances) <= 2 * unroll + unroll
-    assert sum(log.metric("limiter_actors_wait_s")) > 0.2
-    assert log.metric("replay_ratio")[-1] >= 32.0 * (1024 - 256 - 3 * 64) / (1024 - 256)
+    assert learned_again
 
 
 @pytest.mark.usefixtures("ray_here")
@@ -187,8 +204,8 @@ def test_a_defect_in_a_shard_is_not_taken_for_its_death(apex_config: Make) -> No
     config = apex_config(**RAY | {"replay": {**RAY["replay"], "shards": 1}})
     shards = RayShards(config, make_plan(config, 3, gpu=False))
     try:
+        shards.add(0, 64, "no unroll")
         with pytest.raises(AttributeError, match="action"):
-            shards.add(0, 64, "no unroll")
             shards.settle(0)
         assert shards.lost == 0
     finally:

@@ -9,14 +9,14 @@ import tempfile
 from collections.abc import Callable
 from pathlib import Path
 
-from mario_dist.bench.peers.settings import PeerResult, PeerSettings
+from mario_dist.bench.peers.settings import DQNSettings, PeerResult, PeerSettings, Settings
 from mario_dist.errors import UserError
 
 # Under `uv run`, Ray would start every worker through uv and upload the working directory to itself.
 _CHILD_ENVIRONMENT = {"RAY_ENABLE_UV_RUN_RUNTIME_ENV": "0", "RAY_USAGE_STATS_ENABLED": "0"}
 
 
-def run_in_child(module: str, settings: PeerSettings, timeout_s: float) -> PeerResult:
+def run_in_child(module: str, settings: Settings, timeout_s: float) -> PeerResult:
     """``module``'s ``measure(settings)`` in a fresh interpreter.
 
     Raises ``UserError`` with the last line of the child's stderr where it fails, and where it takes
@@ -45,9 +45,11 @@ def run_in_child(module: str, settings: PeerSettings, timeout_s: float) -> PeerR
         return PeerResult.from_json(_last_line(out))
 
 
-def child_main(measure: Callable[[PeerSettings], PeerResult]) -> None:
+def child_main[S: (PeerSettings, DQNSettings)](
+    measure: Callable[[S], PeerResult], settings_type: type[S]
+) -> None:
     """The child's side: settings from argv[1], one line of JSON on stdout and nothing else there."""
-    settings = PeerSettings.from_json(sys.argv[1])
+    settings = settings_type.from_json(sys.argv[1])
     stdout = _stdout_for_json()
     os.write(stdout, f"{measure(settings).to_json()}\n".encode())
 

@@ -70,7 +70,7 @@ def measure(settings: PeerSettings, arrangement: Arrangement | None = None) -> P
         register_env(_ENV, partial(_make_env, settings.level))
         algorithm = _config(settings, arrangement).build_algo()
         try:
-            iterations = _iterate(algorithm, settings.warmup_iterations + settings.iterations)
+            iterations = iterate(algorithm, settings.warmup_iterations + settings.iterations)
         finally:
             algorithm.stop()  # type: ignore[no-untyped-call]  # ray is typed in part only
             shutil.rmtree(algorithm.logdir, ignore_errors=True)  # in ~/ray_results, whatever is configured
@@ -127,8 +127,8 @@ def _config(settings: PeerSettings, arrangement: Arrangement) -> PPOConfig:
     )
 
 
-def _iterate(algorithm: Algorithm, count: int) -> list[Iteration]:
-    """``count`` calls of ``train``. Learning is the learner group's update; the rest, weight broadcast
+def iterate(algorithm: Algorithm, count: int) -> list[Iteration]:
+    """``count`` calls of ``train``. Learning is the learner group's updates; the rest, weight broadcast
     and bookkeeping included, counts as rollout. RLlib's own timers are running means: no use for medians."""
     learn_s: list[float] = []
     learners: Any = algorithm.learner_group
@@ -136,13 +136,12 @@ def _iterate(algorithm: Algorithm, count: int) -> list[Iteration]:
     iterations: list[Iteration] = []
     steps_before = 0
     for _ in range(count):
+        learn_s.clear()
         start = time.perf_counter()
         result = algorithm.train()  # type: ignore[no-untyped-call]  # ray is typed in part only
-        seconds = time.perf_counter() - start
+        seconds, learned = time.perf_counter() - start, sum(learn_s)
         steps = int(result["env_runners"]["num_env_steps_sampled_lifetime"])
-        iterations.append(
-            Iteration(steps - steps_before, rollout_s=seconds - learn_s[-1], learn_s=learn_s[-1])
-        )
+        iterations.append(Iteration(steps - steps_before, rollout_s=seconds - learned, learn_s=learned))
         steps_before = steps
     return iterations
 
@@ -159,4 +158,4 @@ def _timed(call: Callable[..., Any], seconds: list[float]) -> Callable[..., Any]
 
 
 if __name__ == "__main__":
-    child_main(measure)
+    child_main(measure, PeerSettings)

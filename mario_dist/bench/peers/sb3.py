@@ -36,7 +36,7 @@ def fastest_threads(n_envs: int) -> Threads:
     return Threads(rollout=max(1, cores - n_envs), learn=cores)
 
 
-class _Clock(BaseCallback):
+class Clock(BaseCallback):
     """Notes when each rollout starts and ends; the update is what lies between two rollouts."""
 
     def __init__(self, threads: Threads) -> None:
@@ -71,18 +71,21 @@ def measure(settings: PeerSettings) -> PeerResult:
     """Train and time. Start-up and the warm-up iterations are not in the figures."""
     wanted = settings.torch_threads
     threads = Threads(wanted, wanted) if wanted else fastest_threads(settings.n_envs)
-    return train(settings, _subprocesses(settings), f"SubprocVecEnv x {settings.n_envs}", threads)
+    return train(
+        settings, subprocesses(settings.level, settings.n_envs), f"SubprocVecEnv x {settings.n_envs}", threads
+    )
 
 
-def _subprocesses(settings: PeerSettings) -> SubprocVecEnv:
+def subprocesses(level: str, n_envs: int) -> SubprocVecEnv:
+    """The peers' environment stack, an emulator in each process."""
     # Eight interpreters that each import PyTorch take half a minute; forks of one that has it, a second.
     multiprocessing.set_forkserver_preload(["stable_baselines3", make_env.__module__])
-    return SubprocVecEnv([partial(make_env, settings.level) for _ in range(settings.n_envs)])
+    return SubprocVecEnv([partial(make_env, level) for _ in range(n_envs)])
 
 
 def train(settings: PeerSettings, envs: VecEnv, described: str, threads: Threads) -> PeerResult:
     """SB3's own training loop on ``envs``, which are closed in the end."""
-    clock = _Clock(threads)
+    clock = Clock(threads)
     try:
         model = _model(settings, envs)
         total = settings.batch * (settings.warmup_iterations + settings.iterations)
@@ -119,4 +122,4 @@ def _model(settings: PeerSettings, envs: VecEnv) -> PPO:
 
 
 if __name__ == "__main__":
-    child_main(measure)
+    child_main(measure, PeerSettings)

@@ -16,8 +16,8 @@ from stable_baselines3.common.vec_env.base_vec_env import VecEnvObs, VecEnvStepR
 
 from mario_dist.bench.peers.process import child_main
 from mario_dist.bench.peers.sb3 import Threads, train
-from mario_dist.bench.peers.settings import PeerResult, PeerSettings
-from mario_dist.env import EnvConfig, MarioVectorEnv, VectorEnv
+from mario_dist.bench.peers.settings import PeerResult, PeerSettings, env_config
+from mario_dist.env import MarioVectorEnv, VectorEnv
 from mario_dist.rollout import FrameStack
 from mario_dist.types import U8
 
@@ -81,18 +81,12 @@ class StackedVecEnv(VecEnv):
 
 def measure(settings: PeerSettings) -> PeerResult:
     """Train and time. Start-up and the warm-up iterations are not in the figures."""
-    config = EnvConfig(
-        levels=(settings.level,),
-        reward="native",
-        noop_max=0,
-        stall_steps=0,
-        max_steps=0,
-        emulator=settings.emulator,
-    )
     cores = settings.torch_threads or torch.get_num_threads()
-    env = MarioVectorEnv(config, settings.n_envs, (settings.seed,), threads=torch.get_num_threads())
+    env = MarioVectorEnv(
+        env_config(settings), settings.n_envs, (settings.seed,), threads=torch.get_num_threads()
+    )
     return train(settings, StackedVecEnv(env), f"our VectorEnv x {settings.n_envs}", Threads(cores, cores))
 
 
 if __name__ == "__main__":
-    child_main(measure)
+    child_main(measure, PeerSettings)

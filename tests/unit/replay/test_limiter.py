@@ -47,6 +47,14 @@ def test_nothing_is_learned_before_the_replay_is_filled() -> None:
     assert limiter.batches_due(32, most=8) == 0
 
 
+def test_a_lost_replay_is_filled_again() -> None:
+    limiter = RateLimiter(4.0, min_size=100, tolerance=0.0, inserted=1_000, sampled=200)
+    assert not limiter.may_insert()
+    limiter.restart()
+    assert limiter.filling
+    assert limiter.may_insert()
+
+
 @pytest.mark.parametrize("bad", [(0.0, 1, 0.0), (1.0, 0, 0.0), (1.0, 1, -1.0)])
 def test_bad_settings_are_refused(bad: tuple[float, int, float]) -> None:
     with pytest.raises(ValueError, match="must be positive"):

@@ -1,0 +1,126 @@
+"""RLlib's DQN on its new API stack, with its prioritised replay: dueling, double, n-step.
+
+Its own convolutional network is taken, on pictures as float32 [H, W, K]: it fails on uint8 ones. It pads
+"same", so its dense layer sees 2.5 times the features of ours.
+
+Run as ``python -m mario_dist.bench.peers.rllib_dqn '<DQNSettings as JSON>'``.
+"""
+
+import os
+import shutil
+from functools import partial
+from typing import Any
+
+import gymnasium as gym
+import numpy as np
+import ray
+import torch
+from numpy.typing import NDArray
+from ray.rllib.algorithms.dqn import DQNConfig
+from ray.rllib.core.rl_module.default_model_config import DefaultModelConfig
+from ray.tune.registry import register_env
+
+from mario_dist.bench.peers.gym_stack import make_env
+from mario_dist.bench.peers.process import child_main
+from mario_dist.bench.peers.rllib import Arrangement, fastest_arrangement, iterate
+from mario_dist.bench.peers.settings import DQNSettings, PeerResult, summarise
+from mario_dist.types import U8
+
+_ENV = "mario-peer-dqn"
+
+
+class FloatPicture(gym.ObservationWrapper[NDArray[np.float32], int, U8]):
+    """uint8 [K, H, W] as float32 [H, W, K] in [0, 1]."""
+
+    def __init__(self, env: gym.Env[U8, int]) -> None:
+        super().__init__(env)
+        shape = env.observation_space.shape
+        assert shape is not None
+        self.observation_space = gym.spaces.Box(0.0, 1.0, (*shape[1:], shape[0]), np.float32)
+
+    def observation(self, observation: U8) -> NDArray[np.float32]:
+        return np.moveaxis(observation, 0, -1).astype(np.float32) / np.float32(255.0)
+
+
+def measure(settings: DQNSettings) -> PeerResult:
+    """Train and time. Start-up and the warm-up are not in the figures."""
+    cores = os.cpu_count() or 1
+    arrangement = fastest_arrangement(settings.n_envs, cores)
+    if settings.torch_threads:
+        torch.set_num_threads(settings.torch_threads)
+    ray.init(
+        address="local",
+        num_cpus=max(cores, arrangement.runners),
+        include_dashboard=False,
+        log_to_driver=False,
+    )
+    try:
+        register_env(_ENV, partial(_make_env, settings.level))
+        algorithm = _config(settings, arrangement).build_algo()
+        try:
+            # One call of train() collects and learns for at least a turn.
+            calls = settings.warmup // settings.turn + settings.iterations
+            iterations = iterate(algorithm, calls)[-settings.iterations :]
+        finally:
+            algorithm.stop()  # type: ignore[no-untyped-call]  # ray is typed in part only
+            shutil.rmtree(algorithm.logdir, ignore_errors=True)
+    finally:
+        ray.shutdown()
+    detail = {
+        "version": ray.__version__,
+        "envs": f"{arrangement.runners} env runners x {arrangement.envs_per_runner} {arrangement.vectorize}",
+        "torch_threads": torch.get_num_threads(),
+        "device": "cuda" if settings.device != "cpu" and torch.cuda.is_available() else "cpu",
+    }
+    return summarise(iterations, detail, settings.updates)
+
+
+def _make_env(level: str, _context: dict[str, Any]) -> FloatPicture:
+    return FloatPicture(make_env(level))
+
+
+def _config(settings: DQNSettings, arrangement: Arrangement) -> DQNConfig:
+    gpus = 1 if settings.device != "cpu" and torch.cuda.is_available() else 0
+    return (
+        DQNConfig()  # type: ignore[no-untyped-call]  # ray is typed in part only
+        .environment(_ENV)
+        .env_runners(
+            num_env_runners=arrangement.runners,
+            num_envs_per_env_runner=arrangement.envs_per_runner,
+            gym_env_vectorize_mode=arrangement.vectorize,
+            rollout_fragment_length=settings.n_steps,
+            sample_timeout_s=600.0,
+        )
+        .learners(num_learners=0, num_gpus_per_learner=gpus)
+        .rl_module(
+            model_config=DefaultModelConfig(
+                conv_filters=[(32, 8, 4), (64, 4, 2), (64, 3, 1)],
+                conv_activation="relu",
+                head_fcnet_hiddens=[512],
+                head_fcnet_activation="relu",
+            )
+        )
+        .training(
+            gamma=settings.gamma,
+            lr=settings.lr,
+            train_batch_size_per_learner=settings.batch,
+            training_intensity=settings.replay_ratio,
+            num_steps_sampled_before_learning_starts=settings.warmup // 2,
+            target_network_update_freq=settings.target_every * settings.batch,
+            n_step=settings.n_step,
+            double_q=True,
+            dueling=True,
+            replay_buffer_config={
+                "type": "PrioritizedEpisodeReplayBuffer",
+                "capacity": settings.capacity,
+                "alpha": 0.6,
+                "beta": 0.4,
+            },
+        )
+        .reporting(min_time_s_per_iteration=0, min_sample_timesteps_per_iteration=settings.turn)
+        .debugging(seed=settings.seed, log_level="ERROR")
+    )
+
+
+if __name__ == "__main__":
+    child_main(measure, DQNSettings)
