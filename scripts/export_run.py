@@ -15,7 +15,11 @@ import matplotlib.pyplot as plt
 
 from mario_dist.store import RunStore, default_url
 
-COLUMNS = ("x_pos_mean", "clear_rate", "entropy", "approx_kl", "explained_variance", "agent_steps_per_s")
+COLUMNS = ("x_pos_mean", "clear_rate", "agent_steps_per_s")
+LOSS_COLUMNS = {
+    "ppo": ("entropy", "approx_kl", "explained_variance"),
+    "apex": ("q_mean", "td_error", "replay_size", "replay_ratio", "sample_age", "priority_spread"),
+}
 
 
 def main() -> None:
@@ -25,7 +29,8 @@ def main() -> None:
     arguments = parser.parse_args()
     with RunStore(default_url()) as store:
         run = store.get_run(arguments.run)
-        metrics = store.metrics(run.id, [*COLUMNS, "eval/x_pos_mean", "eval/clear_rate"])
+        columns = (*COLUMNS, *LOSS_COLUMNS[run.algo])
+        metrics = store.metrics(run.id, [*columns, "eval/x_pos_mean", "eval/clear_rate"])
         episodes = store.episodes(run.id)
     arguments.out.mkdir(parents=True, exist_ok=True)
     shutil.copy(Path(run.directory) / "config.yaml", arguments.out / "config.yaml")
@@ -35,9 +40,9 @@ def main() -> None:
         steps.setdefault(row["agent_steps"], {"wall_s": row["wall_s"]})[row["name"]] = row["value"]
     with (arguments.out / "curve.csv").open("w", newline="") as file:
         writer = csv.writer(file)
-        writer.writerow(("agent_steps", "wall_s", *COLUMNS))
+        writer.writerow(("agent_steps", "wall_s", *columns))
         for at, values in steps.items():
-            writer.writerow((at, *(f"{values.get(name, float('nan')):.6g}" for name in ("wall_s", *COLUMNS))))
+            writer.writerow((at, *(f"{values.get(name, float('nan')):.6g}" for name in ("wall_s", *columns))))
 
     figure, axes = plt.subplots(figsize=(8, 4), dpi=120)
     axes.scatter(

@@ -32,6 +32,11 @@ _METRIC_NAMES = {
     "approx_kl": "kl",
     "clip_fraction": "clipped",
     "explained_variance": "explained",
+    "q_target_mean": "q target",
+    "importance_mean": "weight",
+    "replay_shard_restarts": "shards died",
+    "limiter_actors_wait_s": "actors wait s",
+    "limiter_learner_waits_s": "waiting s",
 }
 
 
