@@ -71,8 +71,18 @@ def available_gib() -> float:
     limit = cgroup_memory_bytes(dirs)
     if limit is None:
         return min(total, free)
-    used = max((int(t) for d in dirs if (t := _read(d / "memory.current")).isdecimal()), default=0)
+    used = max((_cgroup_used_bytes(folder) for folder in dirs), default=0)
     return min(total, free, max(0, limit - used) / 2**30)
+
+
+def _cgroup_used_bytes(folder: Path) -> int:
+    """Memory that a cgroup (version 2) uses and the kernel cannot take back: cached files do not count."""
+    current = _read(folder / "memory.current")
+    cached = 0
+    for line in _read(folder / "memory.stat").splitlines():
+        name, _, value = line.partition(" ")
+        cached = int(value) if name == "inactive_file" else cached
+    return int(current) - cached if current.isdecimal() else 0
 
 
 def cpu_model() -> str:

@@ -12,6 +12,7 @@ _LANES = 16
 _MIN_LANES_PER_ACTOR = 8
 # Up to here one process with threads keeps all cores busy (the emulator releases the GIL) and is simplest.
 _LOCAL_CORES = 4
+_CORES_PER_REPLAYED_ACTOR = 4
 _ACTORS_PER_SHARD = 8
 _MEMORY_SHARE = 0.8
 """Of the memory that is free, what a replay may take: the rest is for emulators, networks and batches."""
@@ -68,7 +69,14 @@ def make_plan(config: RunConfig, cores: int, *, gpu: bool, address: str | None =
         )
     # In turn, actors and a learner on the CPU share all cores; side by side, they divide them.
     in_turn = system.max_policy_lag == 0 and not replayed
-    actors = rollout.actors or (cores if in_turn and not gpu else max(1, cores - 1))
+    if in_turn and not gpu:
+        default_actors = cores
+    elif replayed and not gpu:
+        # Learning from a step takes several times what making it takes.
+        default_actors = max(1, cores // _CORES_PER_REPLAYED_ACTOR)
+    else:
+        default_actors = max(1, cores - 1)
+    actors = rollout.actors or default_actors
     lanes = rollout.lanes or max(_MIN_LANES_PER_ACTOR, _LANES // actors)
     env_threads = rollout.threads or (max(1, cores // actors) if in_turn else 1)
     learner_threads = learner.threads or (cores if in_turn else max(1, cores - actors * env_threads))

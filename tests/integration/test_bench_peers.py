@@ -7,13 +7,17 @@ import numpy as np
 import pytest
 
 from mario_dist.bench import peers
-from mario_dist.bench.peers import PeerResult, PeerSettings, run_peer
+from mario_dist.bench.peers import DQNSettings, PeerResult, PeerSettings, run_peer
 from mario_dist.bench.peers.gym_stack import make_env
 from mario_dist.bench.peers.process import run_in_child
 from mario_dist.bench.peers.settings import Iteration, summarise
 from mario_dist.errors import UserError
 
 TINY = PeerSettings(n_envs=2, n_steps=16, minibatch=16, epochs=1, iterations=1, warmup_iterations=0)
+
+TINY_DQN = DQNSettings(
+    n_envs=2, n_steps=16, batch=16, capacity=512, warmup=64, iterations=1, replay_ratio=1.0, target_every=4
+)
 
 
 @pytest.mark.parametrize("name", sorted(peers.PEERS))
@@ -26,6 +30,31 @@ def test_a_peer_trains_and_is_timed(name: str) -> None:
     seconds = result.seconds["rollout"] + result.seconds["learn"]
     assert result.agent_steps_per_s == pytest.approx(result.env_steps / seconds)
     assert result.detail["version"]
+
+
+@pytest.mark.parametrize("name", peers.DQN_PEERS)
+def test_a_peers_dqn_trains_at_the_replay_ratio(name: str) -> None:
+    result = run_peer(name, TINY_DQN, timeout_s=280)
+    assert result.agent_steps_per_s > 0
+    assert result.env_steps >= TINY_DQN.turn
+    assert result.updates_per_learn_s
+    assert result.seconds["learn"] > 0.01, "it learned"
+
+
+def test_ours_runs_the_peers_q_learning_workload() -> None:
+    result = run_in_child("mario_dist.bench.ours_apex", TINY_DQN, 280)
+    assert result.env_steps == TINY_DQN.turn
+    assert result.updates_per_learn_s
+    assert result.seconds["learn"] > 0.01
+
+
+def test_a_replay_ratio_must_make_whole_updates() -> None:
+    assert (DQNSettings().turn, DQNSettings().updates) == (512, 2)
+    assert DQNSettings.from_json(TINY_DQN.to_json()) == TINY_DQN
+    with pytest.raises(ValueError, match=r"makes 0\.20 updates of 256 from 512 steps"):
+        DQNSettings(replay_ratio=0.1)
+    with pytest.raises(UserError, match="sb3_vectorenv has no DQN; sb3 and rllib have"):
+        run_peer("sb3_vectorenv", DQNSettings())
 
 
 def test_the_first_observation_is_our_kind_of_picture() -> None:

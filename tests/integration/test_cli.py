@@ -216,7 +216,14 @@ def test_debug_shows_the_traceback(here: Callable[..., Result]) -> None:
 
 
 COMMANDS = ["", "train", "eval", "play", "doctor", "runs list", "runs show"]
-COMMANDS += ["bench emulator", "bench parity", "bench rollout", "bench learner", "bench train"]
+COMMANDS += [
+    "bench emulator",
+    "bench parity",
+    "bench rollout",
+    "bench replay",
+    "bench learner",
+    "bench train",
+]
 
 
 @pytest.mark.parametrize("command", COMMANDS)

@@ -37,6 +37,12 @@ def test_the_configs_show_every_reward_preset() -> None:
         ({"seed": "x"}, "seed: input should be a valid integer"),
         ({"total_steps": 0}, "total_steps must be at least 1"),
         ({"algo": {"gamma": 1.5}}, "gamma and gae_lambda must be in [0, 1]"),
+        ({"algo": {"name": "apex", "gama": 0.1}}, "unknown key algo.gama; did you mean gamma?"),
+        ({"algo": {"name": "apex", "epochs": 4}}, "unknown key algo.epochs; valid keys: name, gamma, n_step"),
+        ({"algo": {"name": "apex", "batch": "x"}}, "algo.batch: input should be a valid integer"),
+        ({"algo": {"name": "a3c"}}, "algo.name: there is no such algorithm; algorithms are ppo, apex"),
+        ({"replay": {"capacity": 10}}, "replay: min_size must not be larger than capacity"),
+        ({"replay": {"compression": "zip"}}, "replay.compression: input should be 'none' or 'lz4'"),
         ({"learner": {"device": "tpu"}}, "learner.device: input should be"),
     ],
 )

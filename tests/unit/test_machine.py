@@ -155,3 +155,16 @@ def test_description_is_json_able_and_says_what_matters() -> None:
     assert found["cpu"]
     assert 1 <= machine.cores() <= (os.cpu_count() or 1)
     assert 0.1 < machine.memory_gib() < 1e5
+
+
+def test_available_memory_is_what_is_free_and_what_the_cgroup_has_left(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    free = machine.available_gib()
+    assert 0.0 < free <= machine.memory_gib()
+    (tmp_path / "memory.max").write_text(f"{2**30}\n")
+    (tmp_path / "memory.current").write_text(f"{2**29}\n")
+    monkeypatch.setattr(machine, "cgroup_dirs", lambda: [tmp_path])
+    assert machine.available_gib() == pytest.approx(0.5)
+    (tmp_path / "memory.stat").write_text(f"anon 5\ninactive_file {2**28}\nactive_file 7\n")
+    assert machine.available_gib() == pytest.approx(0.75), "cached files can be taken back"

@@ -4,7 +4,7 @@ import pytest
 
 from mario_dist.config import RunConfig, parse
 from mario_dist.errors import UserError
-from mario_dist.system.plan import make_plan, reserved_cores
+from mario_dist.system.plan import check_replay, make_plan, reserved_cores, shard_bytes
 
 
 def test_a_small_machine_trains_in_one_process() -> None:
@@ -48,3 +48,35 @@ def test_what_is_configured_is_done() -> None:
     plan = make_plan(config, cores=2, gpu=False)
     assert (plan.actors, plan.lanes, plan.env_threads, plan.learner_threads) == (3, 5, 2, 7)
     assert reserved_cores(plan) == 6
+
+
+APEX: dict[str, object] = {"algo": {"name": "apex"}, "replay": {"capacity": 100_000, "min_size": 10_000}}
+
+
+def test_on_ray_a_replay_lets_actors_and_learner_divide_the_cores() -> None:
+    config = parse({**APEX, "system": {"driver": "ray"}})
+    for cores in (2, 4, 16, 64):
+        plan = make_plan(config, cores, gpu=False)
+        assert not plan.in_turn
+        assert reserved_cores(plan) <= cores
+        assert plan.learner_threads > plan.actors or cores == 2
+        assert plan.shards == -(-plan.actors // 8)
+    assert make_plan(config, 16, gpu=True).actors == 15
+    assert make_plan(parse(APEX), 2, gpu=False).in_turn
+    assert make_plan(RunConfig(), 16, gpu=False).shards == 0
+    chosen = parse({**APEX, "replay": {"capacity": 90_000, "min_size": 1_000, "shards": 3}})
+    assert make_plan(chosen, 2, gpu=False).shards == 3
+
+
+def test_a_replay_is_held_against_the_memory() -> None:
+    config = parse(APEX)
+    plan = make_plan(config, 2, gpu=False)
+    need = plan.shards * shard_bytes(config, plan)
+    assert 100_000 * 84 * 84 < need < 100_000 * 7_300
+    check_replay(config, plan, need / 0.79)
+    with pytest.raises(UserError, match=r"takes 0.7 GiB, and 0.6 GiB are to spare; set replay.capacity=\d+"):
+        check_replay(config, plan, need / 0.9)
+    packed = parse({**APEX, "replay": {"capacity": 100_000, "min_size": 10_000, "compression": "lz4"}})
+    assert 100_000 * 1_900 < shard_bytes(packed, plan) < 100_000 * 2_000
+    check_replay(packed, plan, need / 2)
+    check_replay(RunConfig(), make_plan(RunConfig(), 2, gpu=False), free_bytes=0.0)
