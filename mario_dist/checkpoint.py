@@ -21,6 +21,9 @@ from safetensors.numpy import load_file, save
 from mario_dist.types import Arrays
 
 FORMAT = 1
+FILES = ("arrays.safetensors", "meta.json", "manifest.json")
+"""What every checkpoint has; a policy needs no more."""
+
 _PREFIX = "step-"
 _TEMPORARY = ".writing-"
 _REPLAY = "replay"
@@ -47,7 +50,7 @@ def save_checkpoint(
 ) -> Path:
     """Write ``directory/step-<agent_steps>``. An existing one of that name is replaced.
 
-    save_replay: writes files into the folder that it is given. Older checkpoints lose their replay then.
+    save_replay: writes files into the folder that it is given, or none. Older checkpoints lose their replay.
     """
     directory.mkdir(parents=True, exist_ok=True)
     final = directory / _name(agent_steps)
@@ -65,6 +68,8 @@ def save_checkpoint(
         for path in sorted(p for p in (temporary / _REPLAY).rglob("*") if p.is_file()):
             digests[str(path.relative_to(temporary))] = _digest_file(path)
             _sync(path)
+        for folder in [p for p in temporary.rglob("*") if p.is_dir()]:
+            _sync(folder)
     manifest = {"format": FORMAT, "agent_steps": agent_steps, "files": digests}
     for name, content in {**files, "manifest.json": json.dumps(manifest, indent=1).encode()}.items():
         _write_synced(temporary / name, content)
@@ -73,10 +78,9 @@ def save_checkpoint(
         _discard(final)
     temporary.rename(final)
     _sync(directory)
-    if save_replay is not None:
-        for path in list_checkpoints(directory):
-            if path != final and (path / _REPLAY).is_dir():
-                _discard(path / _REPLAY, directory / f"{_TEMPORARY}{_REPLAY}-{path.name}")
+    for path in list_checkpoints(directory):
+        if path != final:
+            _discard_replay(path)
     return final
 
 
@@ -108,13 +112,18 @@ def load_checkpoint(path: Path) -> TrainState:
     return TrainState(arrays, meta)
 
 
+def has_replay(path: Path) -> bool:
+    """Whether a checkpoint has a replay, whole or damaged."""
+    return (path / _REPLAY).is_dir()
+
+
 def checkpoint_replay(path: Path) -> Path | None:
     """The folder of the replay in a checkpoint, every byte of it checked; None where there is none.
 
     Raises ``CheckpointError`` where it is not what was written.
     """
     folder = path / _REPLAY
-    if not folder.is_dir():
+    if not has_replay(path):
         return None
     files: dict[str, Any] = json.loads((path / "manifest.json").read_bytes())["files"]
     for name, digest in files.items():
@@ -152,6 +161,7 @@ def set_aside_newer(directory: Path, agent_steps: int) -> list[Path]:
     newer = [p for p in list_checkpoints(directory) if p.name > _name(agent_steps)]
     moved = []
     for path in newer:
+        _discard_replay(path)
         aside = path.with_name(f"abandoned-{path.name}")
         if aside.exists():
             _discard(aside)
@@ -188,6 +198,11 @@ def _discard(path: Path, aside: Path | None = None) -> None:
     shutil.rmtree(aside, ignore_errors=True)
     path.rename(aside)
     shutil.rmtree(aside)
+
+
+def _discard_replay(path: Path) -> None:
+    if has_replay(path):
+        _discard(path / _REPLAY, path.with_name(f"{_TEMPORARY}{_REPLAY}-{path.name}"))
 
 
 def _digest(content: bytes) -> dict[str, Any]:

@@ -49,7 +49,7 @@ class ReplayConfig:
     capacity: transitions, over all shards. shards: 0 lets the plan decide.
     min_size: transitions before learning begins. samples_per_insert: the replay ratio, how often a
     transition is learned from on average.
-    compression: ``lz4`` keeps frames in a fifth of the memory and samples more slowly.
+    compression: ``lz4`` keeps frames in a quarter of the memory and samples more slowly.
     prefetch: batches that a learner on Ray asks for ahead.
     checkpoint: keep the replay in the newest checkpoint; without it, a resumed run fills a new one first.
     """

@@ -25,7 +25,7 @@ from mario_dist.types import Transitions, Unroll
 Compression = Literal["none", "lz4"]
 
 _LANES = 16
-_MEMORY_SHARE = 0.7
+_MEMORY_SHARE = 0.5
 _RECORDED = 64
 """Unrolls of real play, added again and again as those of as many actors."""
 

@@ -117,13 +117,16 @@ class Tracker:
             except queue.Full:
                 self._drop(len(finite), "MLflow is too slow")
 
-    def artifacts(self, directory: Path, artifact_path: str) -> bool:
-        """Upload the files of a directory, now: it may be pruned later. False where that failed."""
+    def artifacts(self, directory: Path, artifact_path: str, names: Sequence[str] = ()) -> bool:
+        """Upload a directory, or these files of it, now: it may be pruned later. False where that failed."""
         run_id = self._started()
         try:
             if not directory.is_dir():  # MLflow would upload nothing and be content
                 raise NotADirectoryError(f"there is no directory {directory}")
-            self._client.log_artifacts(run_id, str(directory), artifact_path)
+            for name in names:
+                self._client.log_artifact(run_id, str(directory / name), artifact_path)
+            if not names:
+                self._client.log_artifacts(run_id, str(directory), artifact_path)
         except Exception as error:  # artifact stores are plug-ins, and each raises its own
             _log.warning("MLflow did not take %s: %s", directory, self._why(error))
             return False

@@ -42,9 +42,9 @@ class RateLimiter:
             return 0
         return min(most, 1 + int(self.balance // batch))
 
-    def restart(self) -> None:
-        """The replay was lost: it is filled again before learning goes on."""
-        self.inserted = self.sampled = 0
+    def restart(self, size: int) -> None:
+        """Only ``size`` transitions are left: the replay is filled again before learning goes on."""
+        self.inserted, self.sampled = size, 0
 
     @property
     def replay_ratio(self) -> float:

@@ -74,6 +74,18 @@ class PrioritisedReplay:
         self._newest: dict[int, tuple[int, int, int]] = {}  # by actor: block, incarnation, sequence
         self._oldest = self._next = 0
         self._instance = uuid.uuid4().hex
+        self._frame_bytes = frame_shape[0] * frame_shape[1]
+        self._kind = {
+            "blocks": self._blocks,
+            "unroll_length": unroll_length,
+            "lanes": lanes,
+            "frame_shape": list(frame_shape),
+            "frame_stack": frame_stack,
+            "n_step": n_step,
+            "gamma": gamma,
+            "priority_exponent": priority_exponent,
+            "compression": compression,
+        }
 
     def __len__(self) -> int:
         """Transitions stored; a few of them wait for their successors."""
@@ -100,7 +112,7 @@ class PrioritisedReplay:
             mass=self.mass,
             priority_mean=self.mass / live if live else 0.0,
             priority_max=float(leaves.max()),
-            nbytes=self._frames.nbytes,
+            nbytes=self._frames.nbytes + len(self._finals) * self._frame_bytes,
             instance=self._instance,
         )
 
@@ -187,6 +199,12 @@ class PrioritisedReplay:
         """Raise ``AssertionError`` unless tree, links and counts agree."""
         self._tree.check_valid()
         assert 0 <= self._next - self._oldest <= self._blocks
+        living = np.zeros(self.capacity, dtype=np.bool_)
+        for number in range(self._oldest, self._next):
+            start = number % self._blocks * self._rows
+            living[start : start + self._rows] = True
+        truncated = np.flatnonzero(self._truncated & living).tolist()
+        assert sorted(self._finals) == truncated, "a final frame for every truncated step that is there"
         for number in range(self._oldest, self._next):
             place = number % self._blocks
             before, after = self._before[place], self._after[place]
@@ -208,6 +226,7 @@ class PrioritisedReplay:
         final_rows = sorted(self._finals)
         arrays: Arrays = {f"frames.{k}": v for k, v in self._frames.state(blocks).items()}
         counts = {
+            "kind": self._kind,
             "oldest": self._oldest,
             "next": self._next,
             "newest": self._newest,
@@ -223,15 +242,15 @@ class PrioritisedReplay:
             "after": self._after[:blocks],
             "final_row": np.array(final_rows, dtype=np.int64),
             "final_frame": np.array([self._finals[row] for row in final_rows], dtype=np.uint8),
-            "shape": np.array([self._blocks, self._t, self._n, self._k, self._n_step], dtype=np.int64),
             "counts": np.frombuffer(json.dumps(counts).encode(), dtype=np.uint8),
         }
 
     def restore(self, arrays: Arrays) -> None:
-        """Go on from a ``state()``. Raises ``ValueError`` where it is of a replay of another shape."""
-        shape = [self._blocks, self._t, self._n, self._k, self._n_step]
-        if arrays["shape"].tolist() != shape:
-            raise ValueError(f"a replay of the shape {arrays['shape'].tolist()} does not fit {shape}")
+        """Go on from a ``state()``. Raises ``ValueError`` where it is of a replay of another kind."""
+        counts = json.loads(arrays["counts"].tobytes())
+        other = [name for name, value in self._kind.items() if counts["kind"].get(name) != value]
+        if other:
+            raise ValueError(f"it was made with another {', '.join(other)}")
         self._frames.restore(part(arrays, "frames."))
         priority = np.asarray(arrays["priority"], dtype=np.float64)
         rows, blocks = len(priority), len(arrays["before"])
@@ -243,7 +262,6 @@ class PrioritisedReplay:
             int(row): np.array(frame)
             for row, frame in zip(arrays["final_row"], arrays["final_frame"], strict=True)
         }
-        counts = json.loads(arrays["counts"].tobytes())
         self._oldest, self._next = int(counts["oldest"]), int(counts["next"])
         # A worker that is restored goes on with its sequence under a new incarnation.
         self._newest = {

@@ -48,4 +48,6 @@ class InitialPriorities:
         return {**self._before}
 
     def restore(self, arrays: Arrays) -> None:
-        self._before = {**arrays}
+        """Go on from a ``state()``; one of another n is of no use, and its steps get no priorities."""
+        fits = arrays and all(len(array) == self._n_step for array in arrays.values())
+        self._before = {**arrays} if fits else {}

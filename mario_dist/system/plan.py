@@ -103,14 +103,28 @@ def reserved_cores(plan: Plan) -> int:
 def shard_bytes(config: RunConfig, plan: Plan) -> int:
     """The memory that each shard of the replay may come to take."""
     capacity = config.replay.capacity // plan.shards
-    return capacity * planned_bytes(config.replay.compression, config.env.frame_size)
+    # A true final frame for each truncated episode, and none can be shorter than the step limit.
+    finals = config.env.frame_size[0] * config.env.frame_size[1] // max(1, config.env.max_steps or capacity)
+    return capacity * (planned_bytes(config.replay.compression, config.env.frame_size) + finals)
 
 
 def check_replay(config: RunConfig, plan: Plan, free_bytes: float) -> None:
-    """Raises ``UserError`` where the replay is too small for the run's unrolls or does not fit the memory."""
+    """Raises ``UserError`` where the replay cannot hold the run's unrolls or does not fit the memory."""
     if not plan.shards:
         return
     replay, unroll = config.replay, plan.lanes * config.rollout.unroll_length
+    assert isinstance(config.algo, ApexConfig)
+    shortest = max(config.algo.n_step, config.env.frame_stack)
+    if config.rollout.unroll_length < shortest:
+        raise UserError(
+            f"rollout.unroll_length={config.rollout.unroll_length} is shorter than algo.n_step or"
+            f" env.frame_stack; make it at least {shortest}"
+        )
+    if plan.shards > plan.actors:
+        raise UserError(
+            f"replay.shards={plan.shards} for {plan.actors} actor(s): an actor's unrolls go to one shard, so"
+            f" some would stay empty; set replay.shards={plan.actors} or less"
+        )
     if replay.capacity // plan.shards < 2 * unroll:
         raise UserError(
             f"replay.capacity={replay.capacity:,} is too small: each of {plan.shards} shard(s) must hold two"

@@ -221,6 +221,8 @@ class Resources:
     cores: int
     gpu: bool
     memory_bytes: float
+    largest_memory_bytes: float
+    """Of one node."""
 
 
 @contextmanager
@@ -252,10 +254,12 @@ def connected(address: str | None, dashboard_port: int | None, *, cores: int) ->
     try:
         # What others hold is not there for this run: it would wait for it without a word.
         resources: dict[str, float] = ray.available_resources()  # type: ignore[no-untyped-call]
+        nodes: list[dict[str, Any]] = ray.nodes()  # type: ignore[no-untyped-call]
         yield Resources(
             max(1, int(resources.get("CPU", 1))),
             resources.get("GPU", 0) >= 1,
             resources.get("memory", 0.0),
+            max(node["Resources"].get("memory", 0.0) for node in nodes if node["Alive"]),
         )
     finally:
         ray.shutdown()

@@ -4,6 +4,7 @@ Unrolls go from rollout actor to shard and batches from shard to learner; this p
 Ray restarts a shard that died, empty, behind the same handle.
 """
 
+import shutil
 import time
 from collections import deque
 from collections.abc import Mapping, Sequence
@@ -79,6 +80,7 @@ class RayReplay:
         self._known: list[ReplayStats] = [_EMPTY] * len(shards)
         self._asking: dict[int, Ref] = {}
         self._ahead: deque[_Asked] = deque()
+        self._updating: dict[int, Ref] = {}
         self._dead: dict[int, ReplayStats] = {}  # what was known of those that died and are not up again
         self._lost = self._restarts = 0
 
@@ -101,7 +103,7 @@ class RayReplay:
                     self._died(shard, error)
                 else:
                     if shard not in self._dead:  # else it is an answer from before its death
-                        self._known[shard] = stats
+                        self._heard(shard, stats)
                     if transitions is not None:
                         pieces.append((shard, share, transitions))
             if pieces:
@@ -111,8 +113,8 @@ class RayReplay:
         for shard, actor in enumerate(self._shards):
             mine_B = batch.shard_B == shard
             if mine_B.any():
-                # Nobody waits for it: a shard that dies takes its priorities along.
-                actor.update.remote(batch.id_B[mine_B], error_B[mine_B])
+                self._check_update(shard)
+                self._updating[shard] = actor.update.remote(batch.id_B[mine_B], error_B[mine_B])
 
     def stats(self) -> ReplayStats:
         return total_stats(self._known)
@@ -155,6 +157,23 @@ class RayReplay:
             if stats.mass <= 0.0 and shard not in self._asking:
                 self._asking[shard] = self._shards[shard].stats.remote()
 
+    def _check_update(self, shard: int) -> None:
+        """Nobody waits for priorities, and a shard that dies takes them along; but a defect must be heard."""
+        ref = self._updating.pop(shard, None)
+        if ref is not None and is_there(ref):
+            try:
+                ray.get(ref)
+            except RayActorError as error:
+                _raise_unless_death(error)
+
+    def _heard(self, shard: int, stats: ReplayStats) -> None:
+        known = self._known[shard]
+        if known.instance and known.instance != stats.instance:
+            # It died and came back while nothing was asked of it.
+            self._restarts += 1
+            self._lost += known.size
+        self._known[shard] = stats
+
     def _is_up(self, shard: int, stats: ReplayStats) -> None:
         """It answered a question that was asked after its death, if it did die."""
         dead = self._dead.pop(shard, None)
@@ -162,7 +181,7 @@ class RayReplay:
             # It was out of reach for a while, and has all it had.
             self._restarts -= 1
             self._lost -= dead.size
-        self._known[shard] = stats
+        self._heard(shard, stats)
 
     def _died(self, shard: int, error: RayActorError) -> None:
         """Count what it held, once, and ask nothing of it until its next life has something."""
@@ -209,8 +228,13 @@ class RayShards:
                     self._down[shard] = self.handles[shard].stats.remote()
 
     def save(self, directory: Path) -> None:
+        """Leaves nothing where a shard dies meanwhile: a part of a replay is none."""
         self.settle(0)
-        self._every("save", directory)
+        try:
+            self._every("save", directory)
+        except RayActorError as error:
+            _raise_unless_death(error)
+            shutil.rmtree(directory, ignore_errors=True)
 
     def load(self, directory: Path) -> None:
         """Raises ``ValueError`` where it was saved by other shards."""

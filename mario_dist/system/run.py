@@ -25,7 +25,7 @@ from mario_dist.learner.device import choose_device
 from mario_dist.nets import set_weights
 from mario_dist.system.build import make_learner, make_network, make_replay_learner
 from mario_dist.system.local import LocalReplayLearner, LocalRollouts
-from mario_dist.system.plan import Plan, check_replay, make_plan, reserved_cores
+from mario_dist.system.plan import Plan, check_replay, make_plan, reserved_cores, shard_bytes
 from mario_dist.system.ports import Closes, LearnerPort, ReplayLearnerPort, Rollouts
 from mario_dist.system.session import Resumed, Session, open_session
 from mario_dist.system.stop import StopRequest, stop_on_signals
@@ -87,6 +87,7 @@ def run_training(
         )
     with ExitStack() as stack:
         plan, gpu = _plan(config, address, stack)
+        replay = _saved_replay(config, resume, resumed_from)
         request = stack.enter_context(stop_on_signals())
         session = stack.enter_context(
             open_session(
@@ -106,7 +107,11 @@ def run_training(
             f"{plan.driver} driver: {plan.actors} actor(s) x {plan.lanes} lanes,"
             f" {plan.env_threads} emulation thread(s) each, {plan.learner_threads} learner thread(s)"
         )
-        replay = _saved_replay(config, session, resumed_from)
+        if resume is not None and plan.shards and replay is None:
+            session.note(
+                f"no replay to go on with: {config.replay.min_size:,} transitions come in before learning"
+                " goes on (replay.checkpoint=true keeps it in checkpoints)"
+            )
         outcome = _drive(config, plan, gpu, session, request, resume, resumed, replay)
     return RunResult(run_id, outcome, session.counters.agent_steps, session.directory, session.best)
 
@@ -165,7 +170,12 @@ def _plan(config: RunConfig, address: str | None, stack: ExitStack) -> tuple[Pla
     )
     if not here:
         plan = make_plan(config, resources.cores, gpu=resources.gpu, address=address)
-        check_replay(config, plan, resources.memory_bytes)
+    check_replay(config, plan, resources.memory_bytes)
+    if plan.shards and shard_bytes(config, plan) > resources.largest_memory_bytes:
+        raise UserError(
+            f"a replay shard takes {shard_bytes(config, plan) / 2**30:.1f} GiB, and no node has that; raise"
+            " replay.shards (up to rollout.actors) or lower replay.capacity"
+        )
     if reserved_cores(plan) > resources.cores:
         raise UserError(
             f"this run reserves {reserved_cores(plan)} cores and the cluster has"
@@ -174,20 +184,19 @@ def _plan(config: RunConfig, address: str | None, stack: ExitStack) -> tuple[Pla
     return plan, resources.gpu and config.learner.device in ("auto", "cuda")
 
 
-def _saved_replay(config: RunConfig, session: Session, resumed_from: Path | None) -> Path | None:
-    """The replay in the checkpoint that is resumed, if it has one."""
-    if resumed_from is None or not isinstance(config.algo, ApexConfig):
+def _saved_replay(config: RunConfig, resume: TrainState | None, resumed_from: Path | None) -> Path | None:
+    """The replay in the checkpoint that is resumed, if it has one that this run can learn from.
+
+    Raises ``UserError`` where it is damaged.
+    """
+    if resume is None or resumed_from is None or not isinstance(config.algo, ApexConfig):
         return None
+    if _env_before(resume) != config.env:
+        return None  # other rewards, actions or pictures
     try:
-        folder = checkpoint_replay(resumed_from)
+        return checkpoint_replay(resumed_from)
     except CheckpointError as error:
         raise UserError(f"{error}; remove {resumed_from / 'replay'} to go on with an empty replay") from error
-    if folder is None:
-        session.note(
-            f"the checkpoint has no replay: {config.replay.min_size:,} transitions come in before learning"
-            " goes on (replay.checkpoint=true keeps it)"
-        )
-    return folder
 
 
 def _drive(
@@ -222,7 +231,8 @@ def _drive(
                 session.note(f"the checkpoint's replay cannot be used here, it is filled anew: {error}")
             else:
                 restore_limiter(limiter, learner_state)
-        return train_replayed(rollouts, learner, limiter, config, counters, session, request)
+        version = 0 if learner_state is None else int(learner_state["version"])
+        return train_replayed(rollouts, learner, limiter, config, counters, session, request, version)
 
 
 class _Driver:

@@ -15,7 +15,15 @@ from typing import Any, Literal
 
 from mario_dist import config as configuration
 from mario_dist import machine
-from mario_dist.checkpoint import TrainState, mark_best, prune, save_checkpoint, set_aside_newer
+from mario_dist.checkpoint import (
+    FILES,
+    TrainState,
+    has_replay,
+    mark_best,
+    prune,
+    save_checkpoint,
+    set_aside_newer,
+)
 from mario_dist.config import RunConfig
 from mario_dist.errors import UserError
 from mario_dist.registry import Tracker
@@ -162,6 +170,8 @@ class Session:
             "config": configuration.to_tree(self._config),
         }
         path = save_checkpoint(self.checkpoints, counters.agent_steps, TrainState(arrays, meta), save_replay)
+        if save_replay is not None and not has_replay(path):
+            self.note("the checkpoint is without the replay: a shard of it was down")
         if evaluation is not None and best:
             mark_best(self.checkpoints, path, dataclasses.asdict(evaluation))
         prune(self.checkpoints, self._config.checkpoint.keep)
@@ -174,9 +184,9 @@ class Session:
         )
         self._store.update_run(self.run_id, agent_steps=counters.agent_steps)
         if best:
-            self._tracker.artifacts(path, "checkpoints/best")
+            self._tracker.artifacts(path, "checkpoints/best", FILES)
         if kind == "final":
-            self._tracker.artifacts(path, "checkpoints/final")
+            self._tracker.artifacts(path, "checkpoints/final", FILES)
         self.note(f"checkpoint {path}{' (the best so far)' if best else ''}")
 
     def _wall_s(self) -> float:

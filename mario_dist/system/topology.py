@@ -17,7 +17,7 @@ from mario_dist.config import RunConfig
 from mario_dist.replay import BoundedQueue, RateLimiter
 from mario_dist.system.plan import Plan
 from mario_dist.system.ports import Collected, LearnerPort, ReplayLearnerPort, Rollouts
-from mario_dist.types import Arrays, EpisodeRecord, EvalReport, StepReport
+from mario_dist.types import F64, Arrays, EpisodeRecord, EvalReport, StepReport
 
 Outcome = Literal["finished", "stopped"]
 
@@ -139,7 +139,9 @@ def make_limiter(config: RunConfig, plan: Plan) -> RateLimiter:
     unrolls each ahead, which is the least with which none waits for another's."""
     ahead = 0 if plan.in_turn else 2 * plan.actors * plan.lanes * config.rollout.unroll_length
     ratio = config.replay.samples_per_insert
-    return RateLimiter(ratio, config.replay.min_size, tolerance=ahead * ratio)
+    # With two unrolls of one actor, something can be sampled.
+    least = (plan.actors + 1) * plan.lanes * config.rollout.unroll_length
+    return RateLimiter(ratio, max(config.replay.min_size, least), tolerance=ahead * ratio)
 
 
 def train_replayed[W, U](
@@ -150,8 +152,11 @@ def train_replayed[W, U](
     counters: Counters,
     observer: Observer,
     should_stop: Callable[[], bool],
+    version: int = 0,
 ) -> Outcome:
     """Run until ``config.total_steps`` or until ``should_stop``; a checkpoint is the last thing done.
+
+    version: of the learner's weights now.
 
     Every worker makes unrolls with the newest weights there are, and every order to the learner is a number
     of updates; whichever side runs ahead of the replay ratio gets nothing to do. Before an evaluation or a
@@ -160,7 +165,7 @@ def train_replayed[W, U](
     algo = config.algo
     assert isinstance(algo, ApexConfig)
     weights = learner.weights()
-    since = _Since(counters)
+    since, lost = _Since(counters, version), 0.0
     while True:
         progress = _progress(counters, config)
         if limiter.may_insert():
@@ -188,16 +193,22 @@ def train_replayed[W, U](
         save = done or stop or evaluate or _passed(since.counters, counters, config.checkpoint.every_steps)
         if save:
             counters = _take_in(rollouts.gather(rollouts.n_actors), learner, limiter, since, counters)
-            while learner.in_flight:
-                report = learner.poll(block=True) or report
-        if report is not None:
-            weights = learner.weights()
-            if not report.metrics["replay_size"]:
-                limiter.restart()
-        if report is None and not limiter.filling and not save:
+            done = counters.agent_steps >= config.total_steps
+            evaluate = _evaluation_due(since.counters, counters, config)
+        reports = [report] if report is not None else []
+        while save and learner.in_flight:
+            reports += [late for late in [learner.poll(block=True)] if late is not None]
+        if not reports and not limiter.filling and not save:
             continue
-        observer.iterated(since.iteration(counters, report, limiter, rollouts.restarts))
-        since = _Since(counters, since.version if report is None else report.version)
+        for report in reports:
+            lost = _refill_if_lost(limiter, report, lost)
+            observer.iterated(since.iteration(counters, report, limiter, rollouts.restarts))
+            since = _Since(counters, report.version)
+        if reports:
+            weights = learner.weights()
+        else:
+            observer.iterated(since.iteration(counters, None, limiter, rollouts.restarts))
+            since = _Since(counters, since.version)
 
         evaluation = None
         if evaluate and not stop:
@@ -205,7 +216,7 @@ def train_replayed[W, U](
             observer.evaluated(counters, evaluation)
         if save:
             last = done or should_stop()
-            state = {**learner.state(), _LIMITER: np.array([limiter.inserted, limiter.sampled])}
+            state = {**learner.state(), _LIMITER: _limiter_state(limiter)}
             observer.checkpoint(
                 counters,
                 state,
@@ -222,9 +233,26 @@ def train_replayed[W, U](
 _LIMITER = "limiter"
 
 
+def _refill_if_lost(limiter: RateLimiter, report: StepReport, lost_before: float) -> float:
+    """Where a shard's death left less than learning begins with, fill up first. All that was lost so far."""
+    lost = report.metrics.get("replay_lost", 0.0)
+    size = int(report.metrics["replay_size"])
+    if lost > lost_before and size < limiter.min_size:
+        limiter.restart(size)
+    return lost
+
+
+def _limiter_state(limiter: RateLimiter) -> F64:
+    return np.array([limiter.inserted, limiter.sampled, limiter.samples_per_insert, limiter.min_size])
+
+
 def restore_limiter(limiter: RateLimiter, learner_state: Arrays) -> None:
-    """Go on with the ratio of a run whose replay is there again."""
-    limiter.inserted, limiter.sampled = (int(count) for count in learner_state[_LIMITER])
+    """Go on with the ratio of a run whose replay is there again; another one is kept from here on."""
+    inserted, sampled, *kind = learner_state[_LIMITER].tolist()
+    if kind == [limiter.samples_per_insert, limiter.min_size]:
+        limiter.inserted, limiter.sampled = int(inserted), int(sampled)
+    else:
+        limiter.inserted = min(int(inserted), limiter.min_size)
 
 
 @dataclass

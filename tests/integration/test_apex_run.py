@@ -125,7 +125,7 @@ def test_resumed_without_its_replay_it_fills_one_first_and_says_so(
     version = int(load_checkpoint(path).arrays["learner.version"])
     capsys.readouterr()
     go(apex_config(total_steps=1024), tmp_path, path)
-    assert "the checkpoint has no replay: 128 transitions come in before learning" in capsys.readouterr().err
+    assert "no replay to go on with: 128 transitions come in before learning" in capsys.readouterr().err
     with RunStore(f"sqlite:///{tmp_path}/mario.db") as store:
         learned = [r["agent_steps"] for r in store.metrics(first.run_id, ["q_mean"])]
     assert version > 0
@@ -167,6 +167,7 @@ def test_a_damaged_replay_is_refused_by_name_and_another_shape_is_filled_anew(
     [
         ({"capacity": 100, "min_size": 50}, "is too small: each of 1 shard.* at least 128"),
         ({"capacity": 512, "min_size": 500}, "leaves no room for an unroll of each actor"),
+        ({"shards": 2}, r"replay.shards=2 for 1 actor\(s\)"),
         ({"capacity": 10**12}, r"takes [\d,.]+ GiB, and [\d.]+ GiB are to spare; set replay.capacity=\d+"),
     ],
 )
@@ -176,3 +177,45 @@ def test_a_replay_that_cannot_work_is_refused_before_the_run_exists(
     with pytest.raises(UserError, match=expected):
         go(apex_config(replay=replay), tmp_path)
     assert not list(tmp_path.glob("probe-*"))
+
+
+def test_unrolls_too_short_for_the_returns_are_refused_before_the_run_exists(
+    tmp_path: Path, apex_config: Make
+) -> None:
+    with pytest.raises(UserError, match=r"shorter than algo.n_step or env.frame_stack; make it at least 17"):
+        go(apex_config(algo={"n_step": 17}), tmp_path)
+    assert not list(tmp_path.glob("probe-*"))
+
+
+def test_learning_waits_for_two_unrolls_however_small_min_size_is(tmp_path: Path, apex_config: Make) -> None:
+    result = go(apex_config(total_steps=256, replay={"min_size": 1}), tmp_path)
+    with RunStore(f"sqlite:///{tmp_path}/mario.db") as store:
+        learned = [r["agent_steps"] for r in store.metrics(result.run_id, ["q_mean"])]
+    assert min(learned) == 128
+
+
+@pytest.mark.parametrize(
+    ("changes", "refilled"),
+    [
+        ({"algo": {"n_step": 2}}, True),
+        ({"replay": {"compression": "lz4"}}, True),
+        ({"env": {"max_steps": 30}}, True),
+        ({"replay": {"samples_per_insert": 8.0}}, False),
+    ],
+)
+def test_resumed_with_other_settings_it_goes_on_at_once_or_fills_anew(
+    changes: dict[str, dict[str, Any]], refilled: bool, tmp_path: Path, apex_config: Make
+) -> None:
+    """A replay of another kind is left alone; one of the same is learned from, at the new ratio from here on."""
+    first = go(keep_everything(apex_config()), tmp_path)
+    version = int(load_checkpoint(checkpoints(first)[0]).arrays["learner.version"])
+    config = keep_everything(apex_config(total_steps=1024, **changes))
+    go(config, tmp_path, checkpoints(first)[0])
+    with RunStore(f"sqlite:///{tmp_path}/mario.db") as store:
+        learned = [
+            r["agent_steps"] for r in store.metrics(first.run_id, ["q_mean"]) if r["agent_steps"] > 512
+        ]
+    assert min(learned) == (512 + 128 if refilled else 512 + 64)
+    updates = int(load_checkpoint(checkpoints(first)[0]).arrays["learner.version"]) - version
+    inserted = 512 - (128 if refilled else 0)  # the last ones' updates are not all made
+    assert updates == pytest.approx(inserted * config.replay.samples_per_insert / 32, abs=16)

@@ -2,6 +2,7 @@
 
 import os
 import signal
+import time
 from collections import Counter
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -12,10 +13,12 @@ import pytest
 import ray
 
 from mario_dist.config import RunConfig
+from mario_dist.nets import get_weights
+from mario_dist.system.build import make_network, make_worker
 from mario_dist.system.plan import Plan, make_plan
 from mario_dist.system.ray import RayRollouts, connected
 from mario_dist.system.ray_replay import RayReplayLearner
-from mario_dist.system.ray_shards import RayShards
+from mario_dist.system.ray_shards import RayReplay, RayShards
 from mario_dist.system.topology import Counters, Iteration, make_limiter, restore_limiter, train_replayed
 from mario_dist.types import Arrays, EvalReport
 
@@ -97,8 +100,7 @@ class Run:
 
     def kill(self, shard: int) -> None:
         """SIGKILL, as the kernel's OOM killer would."""
-        pid = ray.get(self.learner.shards.handles[shard].__ray_call__.remote(lambda self: os.getpid()))
-        os.kill(pid, signal.SIGKILL)
+        os.kill(pid_of(self.learner.shards.handles[shard]), signal.SIGKILL)
 
     def sizes(self) -> list[int]:
         return [ray.get(shard.stats.remote()).size for shard in self.learner.shards.handles]
@@ -197,6 +199,65 @@ def test_a_slow_learner_holds_the_actors_back_but_not_from_filling_a_lost_replay
     unroll = 64 * 32.0
     assert max(balances) <= 2 * unroll + unroll
     assert learned_again
+
+
+def pid_of(shard: Any) -> int:
+    pid: int = ray.get(shard.__ray_call__.remote(lambda self: os.getpid()))
+    return pid
+
+
+def await_return(shard: Any) -> None:
+    """Until the next life of a killed shard answers."""
+    for _ in range(300):
+        try:
+            ray.get(shard.stats.remote())
+        except ray.exceptions.RayActorError:
+            time.sleep(0.1)
+        else:
+            return
+    raise TimeoutError("the shard did not come back")
+
+
+@pytest.mark.usefixtures("ray_here")
+def test_a_death_that_nobody_saw_is_counted_and_one_while_saving_leaves_no_part(
+    apex_config: Make, tmp_path: Path
+) -> None:
+    config = apex_config(**RAY | {"rollout": {"actors": 1, "lanes": 4}, "replay": {"capacity": 512}})
+    plan = make_plan(config, 3, gpu=False)
+    worker, weights = make_worker(config, lanes=4, threads=1), get_weights(make_network(config), 0)
+    shards = RayShards(config, plan)
+    try:
+        replay = RayReplay(shards.handles, batch=32, prefetch=2, seed=0)
+
+        def fill() -> None:
+            for _ in range(3):
+                shards.add(0, 64, ray.put(worker.collect(weights).unroll))
+            shards.settle(0)
+
+        fill()
+        while replay.stats().size < 192:
+            assert replay.sample(32) is not None
+        shards.save(tmp_path / "whole")
+        assert len(list((tmp_path / "whole" / "shard-0").glob("*.npy"))) > 5
+
+        os.kill(pid_of(shards.handles[0]), signal.SIGKILL)
+        await_return(shards.handles[0])
+        # The batches asked for before its death still come; then there is nothing.
+        while replay.sample(32) is not None:
+            pass
+        assert replay.losses() == {"replay_lost": 192.0, "replay_shard_restarts": 1.0}
+        fill()
+        drawn = replay.sample(32)
+        assert drawn is not None
+        replay.update(drawn, np.ones(32, dtype=np.float32))
+
+        os.kill(pid_of(shards.handles[0]), signal.SIGKILL)
+        shards.save(tmp_path / "broken")
+        assert not (tmp_path / "broken").exists()
+        await_return(shards.handles[0])
+    finally:
+        shards.close()
+        worker.close()
 
 
 @pytest.mark.usefixtures("ray_here")

@@ -26,6 +26,7 @@ from mario_dist.checkpoint import (
     mark_best,
     prune,
     save_checkpoint,
+    set_aside_newer,
 )
 from mario_dist.types import Arrays
 
@@ -484,13 +485,22 @@ def write_replay(folder: Path) -> None:
 
 def test_only_the_newest_checkpoint_has_the_replay(tmp_path: Path) -> None:
     paths = [save_checkpoint(tmp_path, steps, some_state(), write_replay) for steps in (1, 2, 3)]
-    plain = save_checkpoint(tmp_path, 4, some_state())
-    assert [checkpoint_replay(p) is not None for p in (*paths, plain)] == [False, False, True, False]
+    assert [checkpoint_replay(p) is not None for p in paths] == [False, False, True]
     assert np.array_equal(np.load(paths[2] / "replay/shard-1/reward.npy"), np.arange(5) + 1)
     for path in paths:
         assert_same(load_checkpoint(path), some_state())
+    plain = save_checkpoint(tmp_path, 4, some_state())
+    assert [checkpoint_replay(p) is not None for p in (*paths, plain)] == [False] * 4
     prune(tmp_path, keep=4)
     assert not list(tmp_path.glob(".writing-*"))
+
+
+def test_a_checkpoint_that_is_set_aside_loses_its_replay(tmp_path: Path) -> None:
+    save_checkpoint(tmp_path, 1, some_state())
+    save_checkpoint(tmp_path, 2, some_state(), write_replay)
+    (aside,) = set_aside_newer(tmp_path, 1)
+    assert checkpoint_replay(aside) is None
+    assert_same(load_checkpoint(aside), some_state())
 
 
 @pytest.mark.parametrize("damage", ["flip", "cut", "remove", "more"])

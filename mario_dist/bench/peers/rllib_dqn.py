@@ -16,7 +16,9 @@ import numpy as np
 import ray
 import torch
 from numpy.typing import NDArray
+from ray.rllib.algorithms.algorithm import Algorithm
 from ray.rllib.algorithms.dqn import DQNConfig
+from ray.rllib.algorithms.dqn.dqn import calculate_rr_weights
 from ray.rllib.core.rl_module.default_model_config import DefaultModelConfig
 from ray.tune.registry import register_env
 
@@ -58,6 +60,7 @@ def measure(settings: DQNSettings) -> PeerResult:
         register_env(_ENV, partial(_make_env, settings.level))
         algorithm = _config(settings, arrangement).build_algo()
         try:
+            _check_ratio(algorithm, settings)
             # One call of train() collects and learns for at least a turn.
             calls = settings.warmup // settings.turn + settings.iterations
             iterations = iterate(algorithm, calls)[-settings.iterations :]
@@ -73,6 +76,14 @@ def measure(settings: DQNSettings) -> PeerResult:
         "device": "cuda" if settings.device != "cpu" and torch.cuda.is_available() else "cpu",
     }
     return summarise(iterations, detail, settings.updates)
+
+
+def _check_ratio(algorithm: Algorithm, settings: DQNSettings) -> None:
+    """Raises ``ValueError`` where RLlib would not learn as often as everybody else."""
+    assert algorithm.config is not None
+    rounds, updates = calculate_rr_weights(algorithm.config)
+    if (rounds, updates) != (1, settings.updates):
+        raise ValueError(f"RLlib makes {updates} updates in {rounds} turns, not {settings.updates} in one")
 
 
 def _make_env(level: str, _context: dict[str, Any]) -> FloatPicture:
@@ -104,7 +115,8 @@ def _config(settings: DQNSettings, arrangement: Arrangement) -> DQNConfig:
             gamma=settings.gamma,
             lr=settings.lr,
             train_batch_size_per_learner=settings.batch,
-            training_intensity=settings.replay_ratio,
+            # RLlib reckons as if its own process collected too.
+            training_intensity=settings.replay_ratio * arrangement.runners / (arrangement.runners + 1),
             num_steps_sampled_before_learning_starts=settings.warmup // 2,
             target_network_update_freq=settings.target_every * settings.batch,
             n_step=settings.n_step,

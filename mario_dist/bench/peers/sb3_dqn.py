@@ -32,7 +32,8 @@ def measure(settings: DQNSettings) -> PeerResult:
             n_steps=settings.n_step,
             train_freq=(settings.n_steps, "step"),
             gradient_steps=settings.updates,
-            target_update_interval=settings.target_every,
+            # In agent steps, for everybody else in updates.
+            target_update_interval=round(settings.target_every * settings.batch / settings.replay_ratio),
             seed=settings.seed,
             device=settings.device,
         )

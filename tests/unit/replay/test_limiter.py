@@ -50,8 +50,9 @@ def test_nothing_is_learned_before_the_replay_is_filled() -> None:
 def test_a_lost_replay_is_filled_again() -> None:
     limiter = RateLimiter(4.0, min_size=100, tolerance=0.0, inserted=1_000, sampled=200)
     assert not limiter.may_insert()
-    limiter.restart()
+    limiter.restart(40)
     assert limiter.filling
+    assert limiter.inserted == 40
     assert limiter.may_insert()
 
 

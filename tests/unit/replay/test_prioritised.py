@@ -241,7 +241,7 @@ def test_all_that_can_be_sampled_is_and_nothing_else() -> None:
 
 
 def test_frequencies_match_priorities() -> None:
-    """Chi-squared over 40 batches of independent points; the initial priorities are the streams' own."""
+    """Chi-squared over 50 batches; the initial priorities are the streams' own."""
     sizes = {"t": 8, "n": 4, "k": 2, "n_step": 3}
     stream, replay = Stream(1, **sizes), make(4 * 32, **sizes, priority_exponent=0.6)
     for _ in range(4):
@@ -381,7 +381,7 @@ def test_a_replay_of_another_shape_is_refused(tmp_path: Path) -> None:
     stream, replay = Stream(0, **sizes), make(4 * 12, **sizes)
     replay.add(stream.unroll())
     replay.save(tmp_path)
-    with pytest.raises(ValueError, match="does not fit"):
+    with pytest.raises(ValueError, match="another blocks"):
         make(5 * 12, **sizes).load(tmp_path)
     with pytest.raises(ValueError, match=r"0 shards does not fit 2"):
         ShardedReplay([make(24, **sizes), make(24, **sizes)], 0).load(tmp_path)
@@ -424,5 +424,7 @@ def test_a_full_ring_takes_no_more_memory() -> None:
     for _ in range(20):
         replay.add(stream.unroll())
     assert sizes_of(replay) == full
-    assert replay.stats().nbytes == nbytes == 3 * 12 * 4
+    finals = int(replay.state()["truncated"].sum())
+    assert replay.stats().nbytes - 4 * finals == 3 * 12 * 4
+    assert nbytes >= 3 * 12 * 4
     assert len(replay) == 36
