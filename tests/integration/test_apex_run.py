@@ -206,7 +206,7 @@ def test_learning_waits_for_two_unrolls_however_small_min_size_is(tmp_path: Path
 def test_resumed_with_other_settings_it_goes_on_at_once_or_fills_anew(
     changes: dict[str, dict[str, Any]], refilled: bool, tmp_path: Path, apex_config: Make
 ) -> None:
-    """A replay of another kind is left alone; one of the same is learned from, at the new ratio from here on."""
+    """A replay of another kind is left alone; one of the same is learned from, at the new ratio."""
     first = go(keep_everything(apex_config()), tmp_path)
     version = int(load_checkpoint(checkpoints(first)[0]).arrays["learner.version"])
     config = keep_everything(apex_config(total_steps=1024, **changes))
