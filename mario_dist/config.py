@@ -66,7 +66,9 @@ class ReplayConfig:
         if min(self.capacity, self.min_size, self.prefetch) < 1 or self.shards < 0:
             raise ValueError("capacity, min_size and prefetch must be at least 1, shards not negative")
         if self.min_size > self.capacity:
-            raise ValueError("min_size must not be larger than capacity")
+            raise ValueError(
+                f"min_size ({self.min_size:,}) must not be larger than capacity ({self.capacity:,})"
+            )
         if self.samples_per_insert <= 0.0:
             raise ValueError("samples_per_insert must be positive")
 

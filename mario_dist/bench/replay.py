@@ -24,6 +24,7 @@ from mario_dist.types import Transitions, Unroll
 
 Compression = Literal["none", "lz4"]
 
+_RATES = ("adds_per_s", "samples_per_s", "updates_per_s")
 _LANES = 16
 _MEMORY_SHARE = 0.5
 _RECORDED = 64
@@ -58,12 +59,13 @@ def bench_replay(
         # A fresh process: its resident memory is the ring's.
         with ProcessPoolExecutor(1, mp_context=multiprocessing.get_context("spawn")) as pool:
             rows.append(pool.submit(_in_process, sized, rounds, seconds).result())
+        announce(_figures(rows[-1]))
         if through_ray:
             announce(f"through Ray, compression {compression}")
             rows.append(_through_ray(sized, rounds, seconds))
-    rates = ("adds_per_s", "samples_per_s", "updates_per_s")
+            announce(_figures(rows[-1]))
     remains = {
-        here["compression"]: {name: there[name] / here[name] for name in rates}
+        here["compression"]: {name: there[name] / here[name] for name in _RATES}
         for here in rows
         for there in rows
         if (here["where"], there["where"]) == ("one process", "Ray")
@@ -92,6 +94,10 @@ def resized(config: RunConfig, capacity: int | None, batch: int) -> RunConfig:
         algo=dataclasses.replace(config.algo, batch=batch),
         replay=dataclasses.replace(config.replay, capacity=capacity, min_size=1),
     )
+
+
+def _figures(row: dict[str, Any]) -> str:
+    return "  " + ", ".join(f"{row[name]:,.0f} {name}" for name in _RATES)
 
 
 def _plan(config: RunConfig) -> Plan:

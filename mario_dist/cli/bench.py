@@ -142,6 +142,8 @@ def replay(
 ) -> None:
     """Transitions per second into and out of a replay shard full of real frames, and the memory of one.
 
+    A few minutes: most of it goes to filling shards and to starting Ray.
+
     Example: mario-dist bench replay --json
     """
     from mario_dist.bench.replay import bench_replay, resized
