@@ -132,11 +132,11 @@ def test_what_a_peer_prints_does_not_spoil_its_answer(fake_peer) -> None:
         fake_peer(
             "import os, subprocess\n"
             "from mario_dist.bench.peers.process import child_main\n"
-            "from mario_dist.bench.peers.settings import Iteration, summarise\n"
+            "from mario_dist.bench.peers.settings import Iteration, PeerSettings, summarise\n"
             "def measure(settings):\n"
             "    print('noise'); subprocess.run(['echo', 'more noise']); os.write(1, b'raw noise')\n"
             "    return summarise([Iteration(settings.batch, 1.0, 1.0)], {})\n"
-            "child_main(measure)\n"
+            "child_main(measure, PeerSettings)\n"
         ),
         TINY,
         timeout_s=60,
