@@ -125,10 +125,12 @@ def check_replay(config: RunConfig, plan: Plan, free_bytes: float) -> None:
             f"replay.shards={plan.shards} for {plan.actors} actor(s): an actor's unrolls go to one shard, so"
             f" some would stay empty; set replay.shards={plan.actors} or less"
         )
-    if replay.capacity // plan.shards < 2 * unroll:
+    # An unroll is linked to its actor's one before, which must not have been overwritten by then.
+    least = 2 * unroll * plan.shards * -(-plan.actors // plan.shards)
+    if replay.capacity < least:
         raise UserError(
             f"replay.capacity={replay.capacity:,} is too small: each of {plan.shards} shard(s) must hold two"
-            f" unrolls of {unroll:,} steps; make it at least {2 * unroll * plan.shards:,}"
+            f" unrolls of {unroll:,} steps of each of its actors; make it at least {least:,}"
         )
     if replay.min_size > replay.capacity - plan.actors * unroll:
         raise UserError(

@@ -80,3 +80,16 @@ def test_a_replay_is_held_against_the_memory() -> None:
     assert 100_000 * 1_900 < shard_bytes(packed, plan) < 100_000 * 2_000
     check_replay(packed, plan, need / 2)
     check_replay(RunConfig(), make_plan(RunConfig(), 2, gpu=False), free_bytes=0.0)
+
+
+def test_a_replay_holds_two_unrolls_of_every_actor() -> None:
+    """Else an actor's unroll overwrites its one before, and nothing reaches over their border."""
+    tree = {
+        **APEX,
+        "replay": {"capacity": 3_000, "min_size": 500},
+        "rollout": {"unroll_length": 32, "lanes": 16},
+    }
+    check_replay(parse(tree), make_plan(parse(tree), 2, gpu=False), 2**40)
+    several = parse({**tree, "rollout": {"unroll_length": 32, "lanes": 16, "actors": 3}})
+    with pytest.raises(UserError, match="of each of its actors; make it at least 3,072"):
+        check_replay(several, make_plan(several, 2, gpu=False), 2**40)
