@@ -1,4 +1,4 @@
-"""The replay in a checkpoint: in the newest alone, whole or named as damaged, and never in the policy's way."""
+"""The replay in a checkpoint: in the newest alone, whole or named as damaged."""
 
 from pathlib import Path
 

@@ -10,7 +10,8 @@ Run as ``python -m mario_dist.bench.peers.rllib '<PeerSettings as JSON>'``.
 import os
 import shutil
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
 from typing import Any, Literal
@@ -19,6 +20,7 @@ import gymnasium as gym
 import ray
 import torch
 from ray.rllib.algorithms.algorithm import Algorithm
+from ray.rllib.algorithms.algorithm_config import AlgorithmConfig
 from ray.rllib.algorithms.ppo import PPOConfig
 from ray.rllib.core.rl_module.rl_module import RLModuleSpec
 from ray.tune.registry import register_env
@@ -26,10 +28,17 @@ from ray.tune.registry import register_env
 from mario_dist.bench.peers.gym_stack import make_env
 from mario_dist.bench.peers.process import child_main
 from mario_dist.bench.peers.rllib_net import NatureModule
-from mario_dist.bench.peers.settings import Iteration, PeerResult, PeerSettings, summarise
+from mario_dist.bench.peers.settings import (
+    DQNSettings,
+    Iteration,
+    PeerResult,
+    PeerSettings,
+    Settings,
+    summarise,
+)
 from mario_dist.types import U8
 
-_ENV = "mario-peer"
+ENV = "mario-peer"
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,40 +65,55 @@ def fastest_arrangement(n_envs: int, cores: int) -> Arrangement:
 
 def measure(settings: PeerSettings, arrangement: Arrangement | None = None) -> PeerResult:
     """Train and time. Start-up and the warm-up iterations are not in the figures."""
-    cores = os.cpu_count() or 1
-    arrangement = arrangement or fastest_arrangement(settings.n_envs, cores)
+    arrangement = arrangement or fastest_arrangement(settings.n_envs, os.cpu_count() or 1)
+    with running(settings, arrangement, _config, _make_env) as algorithm:
+        iterations = iterate(algorithm, settings.warmup_iterations + settings.iterations)
+    return summarise(iterations[settings.warmup_iterations :], detail(settings, arrangement))
+
+
+@contextmanager
+def running[S: (PeerSettings, DQNSettings)](
+    settings: S,
+    arrangement: Arrangement,
+    configure: Callable[[S, Arrangement], AlgorithmConfig],
+    make: Callable[[str, dict[str, Any]], gym.Env[Any, int]],
+) -> Iterator[Algorithm]:
+    """The algorithm on a Ray of its own. ``configure`` finds what ``make`` makes under the name ``ENV``."""
     if settings.torch_threads:
         torch.set_num_threads(settings.torch_threads)
     ray.init(
         address="local",
-        num_cpus=max(cores, arrangement.runners),
+        num_cpus=max(os.cpu_count() or 1, arrangement.runners),
         include_dashboard=False,
         log_to_driver=False,
     )
     try:
-        register_env(_ENV, partial(_make_env, settings.level))
-        algorithm = _config(settings, arrangement).build_algo()
+        register_env(ENV, partial(make, settings.level))
+        algorithm: Algorithm = configure(settings, arrangement).build_algo()
         try:
-            iterations = iterate(algorithm, settings.warmup_iterations + settings.iterations)
+            yield algorithm
         finally:
             algorithm.stop()  # type: ignore[no-untyped-call]  # ray is typed in part only
             shutil.rmtree(algorithm.logdir, ignore_errors=True)  # in ~/ray_results, whatever is configured
     finally:
         ray.shutdown()
-    detail = {
+
+
+def detail(settings: Settings, arrangement: Arrangement) -> dict[str, object]:
+    """What somebody needs to judge the figure."""
+    return {
         "version": ray.__version__,
         "envs": f"{arrangement.runners} env runners x {arrangement.envs_per_runner} {arrangement.vectorize}",
         "torch_threads": torch.get_num_threads(),
-        "device": "cuda" if _gpus(settings) else "cpu",
+        "device": "cuda" if gpus(settings) else "cpu",
     }
-    return summarise(iterations[settings.warmup_iterations :], detail)
 
 
 def _make_env(level: str, _context: dict[str, Any]) -> gym.Env[U8, int]:
     return make_env(level)
 
 
-def _gpus(settings: PeerSettings) -> int:
+def gpus(settings: Settings) -> int:
     wants = settings.device == "cuda" or (settings.device == "auto" and torch.cuda.is_available())
     return 1 if wants else 0
 
@@ -97,7 +121,7 @@ def _gpus(settings: PeerSettings) -> int:
 def _config(settings: PeerSettings, arrangement: Arrangement) -> PPOConfig:
     return (
         PPOConfig()  # type: ignore[no-untyped-call]  # ray is typed in part only
-        .environment(_ENV)
+        .environment(ENV)
         .env_runners(
             num_env_runners=arrangement.runners,
             num_envs_per_env_runner=arrangement.envs_per_runner,
@@ -105,7 +129,7 @@ def _config(settings: PeerSettings, arrangement: Arrangement) -> PPOConfig:
             sample_timeout_s=600.0,
         )
         # One learner, in the algorithm's own process: no copy of the batch to another.
-        .learners(num_learners=0, num_gpus_per_learner=_gpus(settings))
+        .learners(num_learners=0, num_gpus_per_learner=gpus(settings))
         .rl_module(rl_module_spec=RLModuleSpec(module_class=NatureModule))
         .training(
             gamma=settings.gamma,

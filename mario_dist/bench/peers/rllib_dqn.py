@@ -7,28 +7,21 @@ Run as ``python -m mario_dist.bench.peers.rllib_dqn '<DQNSettings as JSON>'``.
 """
 
 import os
-import shutil
-from functools import partial
 from typing import Any
 
 import gymnasium as gym
 import numpy as np
-import ray
-import torch
 from numpy.typing import NDArray
 from ray.rllib.algorithms.algorithm import Algorithm
 from ray.rllib.algorithms.dqn import DQNConfig
 from ray.rllib.algorithms.dqn.dqn import calculate_rr_weights
 from ray.rllib.core.rl_module.default_model_config import DefaultModelConfig
-from ray.tune.registry import register_env
 
 from mario_dist.bench.peers.gym_stack import make_env
 from mario_dist.bench.peers.process import child_main
-from mario_dist.bench.peers.rllib import Arrangement, fastest_arrangement, iterate
+from mario_dist.bench.peers.rllib import ENV, Arrangement, detail, fastest_arrangement, gpus, iterate, running
 from mario_dist.bench.peers.settings import DQNSettings, PeerResult, summarise
 from mario_dist.types import U8
-
-_ENV = "mario-peer-dqn"
 
 
 class FloatPicture(gym.ObservationWrapper[NDArray[np.float32], int, U8]):
@@ -46,36 +39,13 @@ class FloatPicture(gym.ObservationWrapper[NDArray[np.float32], int, U8]):
 
 def measure(settings: DQNSettings) -> PeerResult:
     """Train and time. Start-up and the warm-up are not in the figures."""
-    cores = os.cpu_count() or 1
-    arrangement = fastest_arrangement(settings.n_envs, cores)
-    if settings.torch_threads:
-        torch.set_num_threads(settings.torch_threads)
-    ray.init(
-        address="local",
-        num_cpus=max(cores, arrangement.runners),
-        include_dashboard=False,
-        log_to_driver=False,
-    )
-    try:
-        register_env(_ENV, partial(_make_env, settings.level))
-        algorithm = _config(settings, arrangement).build_algo()
-        try:
-            _check_ratio(algorithm, settings)
-            # One call of train() collects and learns for at least a turn.
-            calls = settings.warmup // settings.turn + settings.iterations
-            iterations = iterate(algorithm, calls)[-settings.iterations :]
-        finally:
-            algorithm.stop()  # type: ignore[no-untyped-call]  # ray is typed in part only
-            shutil.rmtree(algorithm.logdir, ignore_errors=True)
-    finally:
-        ray.shutdown()
-    detail = {
-        "version": ray.__version__,
-        "envs": f"{arrangement.runners} env runners x {arrangement.envs_per_runner} {arrangement.vectorize}",
-        "torch_threads": torch.get_num_threads(),
-        "device": "cuda" if settings.device != "cpu" and torch.cuda.is_available() else "cpu",
-    }
-    return summarise(iterations, detail, settings.updates)
+    arrangement = fastest_arrangement(settings.n_envs, os.cpu_count() or 1)
+    with running(settings, arrangement, _config, _make_env) as algorithm:
+        _check_ratio(algorithm, settings)
+        # One call of train() collects and learns for at least a turn.
+        calls = settings.warmup // settings.turn + settings.iterations
+        iterations = iterate(algorithm, calls)[-settings.iterations :]
+    return summarise(iterations, detail(settings, arrangement), settings.updates)
 
 
 def _check_ratio(algorithm: Algorithm, settings: DQNSettings) -> None:
@@ -91,10 +61,9 @@ def _make_env(level: str, _context: dict[str, Any]) -> FloatPicture:
 
 
 def _config(settings: DQNSettings, arrangement: Arrangement) -> DQNConfig:
-    gpus = 1 if settings.device != "cpu" and torch.cuda.is_available() else 0
     return (
         DQNConfig()  # type: ignore[no-untyped-call]  # ray is typed in part only
-        .environment(_ENV)
+        .environment(ENV)
         .env_runners(
             num_env_runners=arrangement.runners,
             num_envs_per_env_runner=arrangement.envs_per_runner,
@@ -102,7 +71,7 @@ def _config(settings: DQNSettings, arrangement: Arrangement) -> DQNConfig:
             rollout_fragment_length=settings.n_steps,
             sample_timeout_s=600.0,
         )
-        .learners(num_learners=0, num_gpus_per_learner=gpus)
+        .learners(num_learners=0, num_gpus_per_learner=gpus(settings))
         .rl_module(
             model_config=DefaultModelConfig(
                 conv_filters=[(32, 8, 4), (64, 4, 2), (64, 3, 1)],
