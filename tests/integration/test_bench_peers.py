@@ -2,6 +2,7 @@
 
 import sys
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -20,7 +21,12 @@ TINY_DQN = DQNSettings(
 )
 
 
-@pytest.mark.parametrize("name", sorted(peers.PEERS))
+def starting_ray(names: list[str]) -> list[Any]:
+    """Those that start Ray are not run beside other tests that do."""
+    return [pytest.param(n, marks=pytest.mark.xdist_group("ray") if n == "rllib" else ()) for n in names]
+
+
+@pytest.mark.parametrize("name", starting_ray(sorted(peers.PEERS)))
 def test_a_peer_trains_and_is_timed(name: str) -> None:
     result = run_peer(name, TINY, timeout_s=280)
     assert result.agent_steps_per_s > 0
@@ -32,7 +38,7 @@ def test_a_peer_trains_and_is_timed(name: str) -> None:
     assert result.detail["version"]
 
 
-@pytest.mark.parametrize("name", peers.DQN_PEERS)
+@pytest.mark.parametrize("name", starting_ray(list(peers.DQN_PEERS)))
 def test_a_peers_dqn_trains_at_the_replay_ratio(name: str) -> None:
     result = run_peer(name, TINY_DQN, timeout_s=280)
     assert result.agent_steps_per_s > 0

@@ -22,6 +22,8 @@ from mario_dist.system.ray_shards import RayReplay, RayShards
 from mario_dist.system.topology import Counters, Iteration, make_limiter, train_replayed
 from mario_dist.types import Arrays, EvalReport
 
+pytestmark = pytest.mark.xdist_group("ray")
+
 Make = Callable[..., RunConfig]
 RAY: dict[str, Any] = {
     "system": {"driver": "ray"},

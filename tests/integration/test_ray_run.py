@@ -14,6 +14,8 @@ from mario_dist.system.ray import RayLearner, RayRollouts, connected
 from mario_dist.system.topology import Counters, Iteration, train
 from mario_dist.types import Arrays, EvalReport
 
+pytestmark = pytest.mark.xdist_group("ray")
+
 Make = Callable[..., RunConfig]
 RAY = {"system": {"driver": "ray"}, "rollout": {"actors": 2, "lanes": 3}, "total_steps": 480}
 

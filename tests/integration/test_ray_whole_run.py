@@ -13,6 +13,8 @@ from mario_dist.errors import UserError
 from mario_dist.store import RunStore
 from mario_dist.system.run import RunResult, run_training
 
+pytestmark = pytest.mark.xdist_group("ray")
+
 Make = Callable[..., RunConfig]
 RAY = {"system": {"driver": "ray"}, "rollout": {"actors": 2, "lanes": 3}, "total_steps": 480}
 
