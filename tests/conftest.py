@@ -1,7 +1,9 @@
 """Shared by all tests: small configurations, and a place for runs that is not the user's."""
 
+import fcntl
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -45,6 +47,19 @@ APEX: dict[str, Any] = {
 }
 
 
+IMPALA: dict[str, Any] = {
+    **PROBE,
+    "algo": {
+        "name": "impala",
+        "gamma": 0.9,
+        "optimiser": "adam",
+        "optimiser_eps": 1e-5,
+        "lr": [1e-3, 1e-3],
+        "max_grad_norm": 0.5,
+    },
+}
+
+
 @pytest.fixture
 def probe_config() -> Callable[..., RunConfig]:
     """A quick run of PPO on the probe environment; keyword arguments replace whole groups' keys."""
@@ -57,11 +72,44 @@ def apex_config() -> Callable[..., RunConfig]:
     return partial(_changed, APEX)
 
 
+@pytest.fixture
+def impala_config() -> Callable[..., RunConfig]:
+    """The same by IMPALA."""
+    return partial(_changed, IMPALA)
+
+
 def _changed(base: dict[str, Any], **groups: Any) -> RunConfig:
     tree: dict[str, Any] = {k: dict(v) if isinstance(v, dict) else v for k, v in base.items()}
     for name, value in groups.items():
         tree[name] = {**tree.get(name, {}), **value} if isinstance(value, dict) else value
     return parse(tree)
+
+
+@pytest.fixture(scope="session")
+def ray_lock(tmp_path_factory: pytest.TempPathFactory) -> Callable[[int], AbstractContextManager[None]]:
+    """Shared by who starts Ray, exclusive for who would find a Ray that another test started."""
+    # What the workers of one test run share is the parent of their own folders.
+    path = tmp_path_factory.getbasetemp().parent / "ray.lock"
+
+    @contextmanager
+    def lock(kind: int) -> Iterator[None]:
+        with path.open("w") as file:
+            fcntl.flock(file, kind)
+            yield
+
+    return lock
+
+
+@pytest.fixture
+def beside_other_rays(ray_lock: Callable[[int], AbstractContextManager[None]]) -> Iterator[None]:
+    with ray_lock(fcntl.LOCK_SH):
+        yield
+
+
+@pytest.fixture
+def without_other_rays(ray_lock: Callable[[int], AbstractContextManager[None]]) -> Iterator[None]:
+    with ray_lock(fcntl.LOCK_EX):
+        yield
 
 
 @pytest.fixture(autouse=True)

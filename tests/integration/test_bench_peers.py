@@ -2,7 +2,6 @@
 
 import sys
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pytest
@@ -21,12 +20,8 @@ TINY_DQN = DQNSettings(
 )
 
 
-def starting_ray(names: list[str]) -> list[Any]:
-    """Those that start Ray are not run beside other tests that do."""
-    return [pytest.param(n, marks=pytest.mark.xdist_group("ray") if n == "rllib" else ()) for n in names]
-
-
-@pytest.mark.parametrize("name", starting_ray(sorted(peers.PEERS)))
+@pytest.mark.parametrize("name", sorted(peers.PEERS))
+@pytest.mark.usefixtures("beside_other_rays")
 def test_a_peer_trains_and_is_timed(name: str) -> None:
     result = run_peer(name, TINY, timeout_s=280)
     assert result.agent_steps_per_s > 0
@@ -38,7 +33,8 @@ def test_a_peer_trains_and_is_timed(name: str) -> None:
     assert result.detail["version"]
 
 
-@pytest.mark.parametrize("name", starting_ray(list(peers.DQN_PEERS)))
+@pytest.mark.parametrize("name", peers.DQN_PEERS)
+@pytest.mark.usefixtures("beside_other_rays")
 def test_a_peers_dqn_trains_at_the_replay_ratio(name: str) -> None:
     result = run_peer(name, TINY_DQN, timeout_s=280)
     assert result.agent_steps_per_s > 0

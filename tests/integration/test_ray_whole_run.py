@@ -13,12 +13,11 @@ from mario_dist.errors import UserError
 from mario_dist.store import RunStore
 from mario_dist.system.run import RunResult, run_training
 
-pytestmark = pytest.mark.xdist_group("ray")
-
 Make = Callable[..., RunConfig]
 RAY = {"system": {"driver": "ray"}, "rollout": {"actors": 2, "lanes": 3}, "total_steps": 480}
 
 
+@pytest.mark.usefixtures("beside_other_rays")
 def test_a_whole_run_on_ray_is_stored_and_resumes(tmp_path: Path, probe_config: Make) -> None:
     config = probe_config(**RAY, evaluation={"every_steps": 480, "episodes": 2})
 
@@ -46,6 +45,8 @@ def test_a_whole_run_on_ray_is_stored_and_resumes(tmp_path: Path, probe_config: 
     assert {(r["actor"], r["lane"]) for r in rows} == {(a, n) for a in range(2) for n in range(3)}
 
 
+@pytest.mark.usefixtures("without_other_rays")
+@pytest.mark.timeout(900)
 def test_bad_addresses_and_taken_ports_are_one_line(tmp_path: Path, probe_config: Make) -> None:
     def go(config: RunConfig, address: str | None) -> None:
         run_training(

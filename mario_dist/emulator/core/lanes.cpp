@@ -4,8 +4,6 @@
 #include <cstring>
 #include <stdexcept>
 
-#include <unistd.h>
-
 namespace nes {
 
 namespace {
@@ -43,8 +41,10 @@ void ThreadPool::stop() {
 }
 
 void ThreadPool::run(int n, const std::function<void(int)>& work) {
-    const std::lock_guard one_at_a_time(callers_);
-    if (threads_.empty() || n < 2) {
+    std::unique_lock one_at_a_time(callers_, std::defer_lock);
+    if (!forked())
+        one_at_a_time.lock();
+    if (threads_.empty() || n < 2 || forked()) {
         for (int i = 0; i < n; ++i)
             work(i);
         return;
@@ -90,7 +90,7 @@ void ThreadPool::take_work() {
 }
 
 void ForgetInFork::operator()(ThreadPool* pool) const {
-    if (getpid() == process)
+    if (!pool->forked())
         delete pool;
 }
 
@@ -99,7 +99,7 @@ Lanes::Lanes(std::shared_ptr<const Rom> rom, int n, int threads, bool keep_pictu
       keep_pictures_(keep_pictures),
       machines_(n, Machine(*rom_)),
       pictures_(n),
-      pool_(new ThreadPool(threads), ForgetInFork{getpid()}) {}
+      pool_(new ThreadPool(threads), ForgetInFork{}) {}
 
 void Lanes::step(int lane, u8 joypad) {
     if (!pictures_[lane])

@@ -10,7 +10,7 @@
 #include <thread>
 #include <vector>
 
-#include <sys/types.h>
+#include <unistd.h>
 
 #include "machine.hpp"
 #include "picture.hpp"
@@ -28,6 +28,9 @@ public:
 
     void run(int n, const std::function<void(int)>& work);
 
+    // A forked process has a copy of the pool and none of its threads, and one of them may have held a lock.
+    bool forked() const { return getpid() != process_; }
+
 private:
     void serve();
     void take_work();
@@ -41,11 +44,11 @@ private:
     std::atomic<u64> calls_{0};
     std::atomic<bool> stop_{false};
     std::vector<std::thread> threads_;
+    const pid_t process_ = getpid();
 };
 
-// A forked process has a copy of the pool but none of its threads: to end it would be to wait for them for ever.
+// To end a forked pool would be to wait for its threads for ever.
 struct ForgetInFork {
-    pid_t process;
     void operator()(ThreadPool* pool) const;
 };
 

@@ -354,12 +354,14 @@ for thread in threads:
 for thread in threads:
     thread.join()
 assert (ram == ram[0]).all() and ram.any()
-pid = os.fork()
-if pid == 0:
-    run(0, 1)
-    del lanes
-    os._exit(0)
-print(os.waitpid(pid, 0)[1])
+for _ in range(100):
+    lanes.run(np.array([0, 1]), np.zeros(2, np.uint8), np.ones(2, np.int64), ram, frames)
+    pid = os.fork()  # while the pool's threads go to sleep, perhaps with its lock
+    if pid == 0:
+        run(0, 1)
+        del lanes
+        os._exit(0)
+    assert os.waitpid(pid, 0)[1] == 0
 """
 
 
@@ -367,7 +369,7 @@ def test_callers_in_other_threads_and_forks_do_not_wait_for_ever() -> None:
     done = subprocess.run(
         [sys.executable, "-W", "ignore", "-c", OTHER_CALLERS], capture_output=True, text=True, timeout=60
     )
-    assert (done.stdout, done.returncode) == ("0\n", 0), done.stderr
+    assert done.returncode == 0, done.stderr
 
 
 def test_a_joypad_is_a_byte() -> None:
