@@ -17,6 +17,7 @@ import yaml
 from pydantic import ConfigDict, Discriminator, Tag, TypeAdapter, ValidationError
 
 from mario_dist.algos.apex import ApexConfig
+from mario_dist.algos.impala import ImpalaConfig
 from mario_dist.algos.ppo import PPOConfig
 from mario_dist.env.config import EnvConfig
 from mario_dist.errors import UserError
@@ -98,17 +99,24 @@ class SystemConfig:
 
     driver: ``local`` is one process, exactly reproducible; ``ray`` is rollout actors, a queue and a
     learner actor; ``auto`` takes local on small machines and Ray on larger ones or when --address is given.
-    max_policy_lag: 0 collects and learns in turn; 1 collects the next unrolls while learning (Ray only).
-    Algorithms with a replay bear any lag: on Ray, their actors and learner never wait for each other but as
-    the replay ratio asks.
+    max_policy_lag: by how many versions of the weights an unroll may be behind when it is learned from; null
+    for what the algorithm is made for: PPO 0, which collects and learns in turn (1 collects the next unrolls
+    while learning, on Ray), IMPALA 16. Algorithms with a replay bear any.
+    overrun: what IMPALA's actors do while the learner cannot keep up: with ``hold`` they wait; with ``drop``
+    never, and the oldest waiting unrolls are left out. Those over the lag are left out either way. All count.
     max_restarts: how often a rollout actor that died is replaced before the run stops.
     dashboard_port: where Ray's dashboard listens when this run starts Ray; null for no dashboard.
     """
 
     driver: Literal["auto", "local", "ray"] = "auto"
-    max_policy_lag: Literal[0, 1] = 0
+    max_policy_lag: int | None = None
+    overrun: Literal["hold", "drop"] = "hold"
     max_restarts: int = 100
     dashboard_port: int | None = None
+
+    def __post_init__(self) -> None:
+        if self.max_policy_lag is not None and self.max_policy_lag < 0:
+            raise ValueError("max_policy_lag must not be negative")
 
 
 @dataclass(frozen=True, slots=True)
@@ -147,9 +155,12 @@ def _algo_name(value: Any) -> str:
     return str(name)
 
 
-_ALGOS: dict[str, type] = {"ppo": PPOConfig, "apex": ApexConfig}
+_ALGOS: dict[str, type] = {"ppo": PPOConfig, "impala": ImpalaConfig, "apex": ApexConfig}
 AlgoConfig = Annotated[
-    Annotated[PPOConfig, Tag("ppo")] | Annotated[ApexConfig, Tag("apex")], Discriminator(_algo_name)
+    Annotated[PPOConfig, Tag("ppo")]
+    | Annotated[ImpalaConfig, Tag("impala")]
+    | Annotated[ApexConfig, Tag("apex")],
+    Discriminator(_algo_name),
 ]
 
 
@@ -175,6 +186,16 @@ class RunConfig:
     def __post_init__(self) -> None:
         if self.total_steps < 1 or self.seed < 0:
             raise ValueError("total_steps must be at least 1 and seed not negative")
+        if self.algo.bears_lag is not None and self.max_policy_lag > self.algo.bears_lag:
+            raise ValueError(
+                f"system.max_policy_lag={self.max_policy_lag}: {self.algo.name} bears {self.algo.bears_lag}"
+            )
+
+    @property
+    def max_policy_lag(self) -> int:
+        """In versions of the weights, with the algorithm's own filled in."""
+        asked = self.system.max_policy_lag
+        return self.algo.usual_lag if asked is None else asked
 
 
 _ADAPTER = TypeAdapter(RunConfig)

@@ -5,7 +5,7 @@ With ``double`` and ``dueling`` off, one step, a uniform replay and one epsilon 
 """
 
 from dataclasses import dataclass
-from typing import Literal, NamedTuple
+from typing import ClassVar, Literal, NamedTuple
 
 import torch
 from torch import Tensor
@@ -24,6 +24,10 @@ class ApexConfig:
     batch: transitions in one update. target_every: updates between two copies to the target network.
     publish_every: updates between two versions of the weights that the actors get.
     """
+
+    replayed: ClassVar[bool] = True
+    usual_lag: ClassVar[int] = 0
+    bears_lag: ClassVar[int | None] = None
 
     name: Literal["apex"] = "apex"
     gamma: float = 0.99

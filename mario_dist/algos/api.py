@@ -1,7 +1,7 @@
 """What learner and algorithm pass each other."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from typing import NamedTuple, Protocol
 
 import torch
@@ -37,7 +37,12 @@ class Batch:
 
     def stack(self, index_BK: Tensor) -> Tensor:
         """The stacks at these rows of ``frames_RHW``: uint8 [B, K, H, W]."""
-        return self.frames_RHW[index_BK]
+        # One flat index_select: several times as fast on a CPU as indexing with a table.
+        flat = torch.index_select(self.frames_RHW, 0, index_BK.flatten())
+        return flat.view(*index_BK.shape, *self.frames_RHW.shape[1:])
+
+    def tensors(self) -> list[Tensor]:
+        return [value for f in fields(self) if isinstance(value := getattr(self, f.name), Tensor)]
 
 
 class LossOut(NamedTuple):
@@ -47,10 +52,35 @@ class LossOut(NamedTuple):
     metrics: Mapping[str, Tensor]
 
 
+def next_values(
+    network: ActorCritic, batch: Batch, value_TN: Tensor, index_N: Tensor | None = None
+) -> Tensor:
+    """The values of the observations that the steps really led to: float32 [T, N].
+
+    ``value_TN`` are those of the steps' own observations, of the lanes ``index_N`` where it is given. The
+    network values the bootstrap's and the true final frames'. Where a step was terminal they mean nothing.
+    """
+    next_value_TN = torch.empty_like(value_TN)
+    next_value_TN[:-1] = value_TN[1:]
+    index_N = torch.arange(batch.action_TN.shape[1]) if index_N is None else index_N
+    index_N = index_N.to(value_TN.device)
+    next_value_TN[-1] = network(batch.stack(batch.bootstrap_index_NK[index_N])).value_B
+    if len(batch.final_tn_F2):
+        t_F, n_F = batch.final_tn_F2.unbind(1)
+        # Those of these lanes, and where among them each lane is.
+        at_F, column_F = (n_F[:, None] == index_N).nonzero().unbind(1)
+        if len(at_F):
+            final_value_F = network(batch.stack(batch.final_index_FK[at_F])).value_B
+            next_value_TN[t_F[at_F], column_F] = final_value_F
+    return next_value_TN
+
+
 class Algorithm[S](Protocol):
     """Pure functions of tensors: the learner owns the network, the optimiser and the loop.
 
-    ``S`` is the algorithm's own set of samples, which ``minibatches`` cuts up.
+    Its configuration says what it needs: ``replayed``, whether it learns from a replay; ``usual_lag`` and
+    ``bears_lag``, the policy lag that it is made for and the largest that it bears (None for any). ``S`` is
+    the algorithm's own set of samples, which ``minibatches`` cuts up.
     """
 
     def prepare(self, network: ActorCritic, batch: Batch) -> S:

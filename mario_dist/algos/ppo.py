@@ -2,12 +2,12 @@
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Literal
+from typing import ClassVar, Literal
 
 import torch
 from torch import Tensor
 
-from mario_dist.algos.api import Batch, LossOut
+from mario_dist.algos.api import Batch, LossOut, next_values
 from mario_dist.nets.network import ActorCritic
 from mario_dist.ops.losses import approx_kl, clipped_surrogate, entropy, value_loss
 from mario_dist.ops.returns import explained_variance, gae
@@ -21,6 +21,10 @@ class PPOConfig:
     minibatch: samples per gradient step. value_clip: clip range of the value loss, None for no clipping.
     target_kl: no further epoch once a minibatch's approximate KL has passed it, None for never.
     """
+
+    replayed: ClassVar[bool] = False
+    usual_lag: ClassVar[int] = 0
+    bears_lag: ClassVar[int | None] = 1
 
     name: Literal["ppo"] = "ppo"
     gamma: float = 0.9
@@ -67,16 +71,10 @@ class PPO:
     @torch.no_grad()
     def prepare(self, network: ActorCritic, batch: Batch) -> Samples:
         """Advantages by GAE on the behaviour network's values, bootstrapped by the current one's."""
-        next_value_TN = torch.empty_like(batch.value_TN)
-        next_value_TN[:-1] = batch.value_TN[1:]
-        next_value_TN[-1] = network(batch.stack(batch.bootstrap_index_NK)).value_B
-        if len(batch.final_tn_F2):
-            t_F, n_F = batch.final_tn_F2.unbind(1)
-            next_value_TN[t_F, n_F] = network(batch.stack(batch.final_index_FK)).value_B
         advantage_TN = gae(
             batch.reward_TN,
             batch.value_TN,
-            next_value_TN,
+            next_values(network, batch, batch.value_TN),
             batch.terminated_TN,
             batch.terminated_TN | batch.truncated_TN,
             gamma=self.config.gamma,
@@ -134,7 +132,7 @@ class PPO:
     def diagnose(self, samples: Samples) -> dict[str, float]:
         """What the batch says of the value function and the rewards."""
         return {
-            "explained_variance": explained_variance(samples.value_B, samples.return_B),
+            "explained_variance": float(explained_variance(samples.value_B, samples.return_B)),
             "value_mean": float(samples.value_B.mean()),
             "return_target_mean": float(samples.return_B.mean()),
         }

@@ -8,6 +8,8 @@ from typing import Any
 
 from mario_dist import machine
 from mario_dist.algos.apex import ApexConfig
+from mario_dist.algos.impala import ImpalaConfig
+from mario_dist.algos.ppo import PPOConfig
 from mario_dist.config import RunConfig
 from mario_dist.nets import get_weights
 from mario_dist.replay import ShardedReplay
@@ -44,7 +46,7 @@ def bench_learner(config: RunConfig, threads: Sequence[int], steps: int) -> dict
             row["agent_steps_per_s"] = rate / config.replay.samples_per_insert
             row["updates_per_s"] = rate / config.algo.batch
         else:
-            row["agent_steps_per_s"] = rate / config.algo.epochs
+            row["agent_steps_per_s"] = rate / _passes(config.algo)
         rows.append(row)
     best = max(rows, key=lambda row: float(row["samples_per_s"]))
     return {"machine": machine.describe(), "mario-dist": best, "rows": rows}
@@ -70,7 +72,12 @@ def _on_policy(
     def step() -> None:
         learner.step([dataclasses.replace(unroll, weights_version=learner.version)], progress=0.0)
 
-    return step, unroll.steps * config.algo.epochs, str(learner.device)
+    return step, unroll.steps * _passes(config.algo), str(learner.device)
+
+
+def _passes(algo: PPOConfig | ImpalaConfig) -> int:
+    """How often it learns from a sample."""
+    return algo.epochs if isinstance(algo, PPOConfig) else algo.reuse
 
 
 def _replayed(

@@ -20,6 +20,7 @@ from mario_dist.nets import get_weights
 from mario_dist.replay import planned_bytes
 from mario_dist.system.build import make_network, make_shard, make_worker
 from mario_dist.system.plan import Plan, check_replay, make_plan
+from mario_dist.system.ports import Collected
 from mario_dist.types import Transitions, Unroll
 
 Compression = Literal["none", "lz4"]
@@ -186,7 +187,7 @@ def _through_ray(config: RunConfig, rounds: int, seconds: float) -> dict[str, An
         def add() -> int:
             nonlocal added
             unroll = _numbered(unrolls, added)
-            shards.add(unroll.actor, unroll.steps, put(unroll))
+            shards.add([Collected(put(unroll), unroll.actor, unroll.steps, 0, ())])
             added += 1
             return unroll.steps
 

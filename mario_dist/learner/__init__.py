@@ -1,6 +1,7 @@
 """The learners: experience in, weights out."""
 
-from mario_dist.learner.learner import Learner, network_arrays
+from mario_dist.learner.learner import Learner, StagedBatch, network_arrays
+from mario_dist.learner.optim import OptimiserConfig
 from mario_dist.learner.replay_learner import ReplayLearner
 
-__all__ = ["Learner", "ReplayLearner", "network_arrays"]
+__all__ = ["Learner", "OptimiserConfig", "ReplayLearner", "StagedBatch", "network_arrays"]

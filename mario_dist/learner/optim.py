@@ -1,9 +1,22 @@
 """The optimiser, and its state as plain arrays."""
 
+from dataclasses import dataclass
+from typing import Literal
+
 import torch
 from torch import Tensor, nn
 
 from mario_dist.types import Arrays
+
+
+@dataclass(frozen=True, slots=True)
+class OptimiserConfig:
+    """lr: linear schedule over the run. max_grad_norm: to which each gradient is clipped."""
+
+    lr: tuple[float, float]
+    eps: float
+    max_grad_norm: float
+    kind: Literal["adam", "rmsprop"] = "adam"
 
 
 def descend(optimiser: torch.optim.Optimizer, network: nn.Module, loss: Tensor, max_norm: float) -> Tensor:
@@ -15,9 +28,14 @@ def descend(optimiser: torch.optim.Optimizer, network: nn.Module, loss: Tensor, 
     return norm.detach()
 
 
-def make_adam(network: nn.Module, eps: float) -> torch.optim.Adam:
-    """Adam with its fused kernel; the learning rate is set before every step, by the schedule."""
-    return torch.optim.Adam(network.parameters(), lr=0.0, eps=eps, fused=True)
+def make_optimiser(network: nn.Module, config: OptimiserConfig) -> torch.optim.Optimizer:
+    """Adam with its fused kernel, or RMSProp with decay 0.99 and no momentum (Espeholt et al. 2018).
+
+    The learning rate is set before every step, by the schedule.
+    """
+    if config.kind == "rmsprop":
+        return torch.optim.RMSprop(network.parameters(), lr=0.0, alpha=0.99, eps=config.eps, foreach=True)
+    return torch.optim.Adam(network.parameters(), lr=0.0, eps=config.eps, fused=True)
 
 
 def set_lr(optimiser: torch.optim.Optimizer, lr: float) -> None:

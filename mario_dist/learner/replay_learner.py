@@ -9,7 +9,14 @@ from mario_dist.algos.apex import ApexDQN
 from mario_dist.learner.batch import make_replay_batch
 from mario_dist.learner.device import autocast, choose_device
 from mario_dist.learner.learner import checked_means
-from mario_dist.learner.optim import descend, make_adam, optimiser_arrays, restore_optimiser, set_lr
+from mario_dist.learner.optim import (
+    OptimiserConfig,
+    descend,
+    make_optimiser,
+    optimiser_arrays,
+    restore_optimiser,
+    set_lr,
+)
 from mario_dist.nets import QNetwork, get_weights, set_weights
 from mario_dist.ops.schedules import linear
 from mario_dist.types import F32, Arrays, StepReport, Transitions, Weights, part
@@ -43,7 +50,10 @@ class ReplayLearner:
         self._algorithm = algorithm
         self._frame_stack = frame_stack
         self._precision = precision
-        self._optimiser = make_adam(self.network, algorithm.config.adam_eps)
+        config = algorithm.config
+        self._optimiser = make_optimiser(
+            self.network, OptimiserConfig(config.lr, config.adam_eps, config.max_grad_norm)
+        )
         self._sums: dict[str, torch.Tensor] = self._no_sums()
         self._updates = self._samples = 0
         self._lr = 0.0

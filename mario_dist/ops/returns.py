@@ -1,5 +1,7 @@
 """Returns and advantages over time-major tensors."""
 
+from typing import NamedTuple
+
 import torch
 from torch import Tensor
 
@@ -46,7 +48,45 @@ def n_step_return(
     return total_TN + gamma**n_step * alive_TN * value_TN[n_step:]
 
 
-def explained_variance(predicted: Tensor, target: Tensor) -> float:
-    """1 - Var(target - predicted) / Var(target): 1 is perfect, nan without variance."""
+class VTrace(NamedTuple):
+    """target: v_s, what the value is drawn to; advantage: r + gamma v_{s+1} - V(x_s), by which the policy is
+    changed once it is weighed with the importance ratio. Both float32 [T, N].
+    """
+
+    target_TN: Tensor
+    advantage_TN: Tensor
+
+
+def vtrace(
+    log_ratio_TN: Tensor, reward_TN: Tensor, value_TN: Tensor, next_value_TN: Tensor,
+    terminated_TN: Tensor, end_TN: Tensor, *,
+    gamma: float, lam: float = 1.0, rho_clip: float = 1.0, c_clip: float = 1.0,
+) -> VTrace:  # fmt: skip
+    """V-trace (Espeholt et al. 2018, equation 1; lambda as in its remark 2).
+
+    ``log_ratio_TN`` is log pi(a|x) - log mu(a|x), of the learner's policy over the behaviour's. The values
+    are the learner's; ``next_value_TN``, ``terminated_TN`` and ``end_TN`` are as in ``gae``. On-policy and
+    with lambda 1 the target is the n-step return to the end of the episode or the unroll.
+    """
+    assert log_ratio_TN.shape == reward_TN.shape == value_TN.shape == next_value_TN.shape
+    alive_TN = (~terminated_TN).to(reward_TN.dtype)
+    goes_on_TN = (~end_TN).to(reward_TN.dtype)
+    ratio_TN = log_ratio_TN.exp()
+    rho_TN, c_TN = ratio_TN.clamp(max=rho_clip), lam * ratio_TN.clamp(max=c_clip)
+    delta_TN = rho_TN * (reward_TN + gamma * next_value_TN * alive_TN - value_TN)
+    correction_TN = torch.empty_like(delta_TN)  # v_s - V(x_s)
+    next_correction_TN = torch.zeros_like(delta_TN)  # v_{s+1} - V(x_{s+1}), where the unroll has that step
+    carry_N = torch.zeros_like(delta_TN[0])
+    for t in reversed(range(len(delta_TN))):
+        next_correction_TN[t] = goes_on_TN[t] * carry_N
+        carry_N = delta_TN[t] + gamma * c_TN[t] * next_correction_TN[t]
+        correction_TN[t] = carry_N
+    next_target_TN = next_value_TN * alive_TN + next_correction_TN
+    return VTrace(value_TN + correction_TN, reward_TN + gamma * next_target_TN - value_TN)
+
+
+def explained_variance(predicted: Tensor, target: Tensor) -> Tensor:
+    """1 - Var(target - predicted) / Var(target): 1 is perfect, nan without variance. A scalar."""
     variance = target.var()
-    return float("nan") if variance == 0 else float(1 - (target - predicted).var() / variance)
+    share = 1 - (target - predicted).var() / variance
+    return torch.where(variance > 0, share, torch.nan)

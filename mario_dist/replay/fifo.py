@@ -1,6 +1,7 @@
 """A bounded first-in first-out queue: what on-policy learners consume, each item once."""
 
 from collections import deque
+from collections.abc import Callable
 
 
 class BoundedQueue[T]:
@@ -30,3 +31,10 @@ class BoundedQueue[T]:
         if count > len(self._items):
             raise IndexError(f"{count} items asked for, {len(self._items)} there")
         return [self._items.popleft() for _ in range(count)]
+
+    def discard(self, unwanted: Callable[[T], bool]) -> list[T]:
+        """Remove the items that are ``unwanted``; the others keep their order."""
+        out = [item for item in self._items if unwanted(item)]
+        if out:
+            self._items = deque(item for item in self._items if not unwanted(item))
+        return out

@@ -35,8 +35,8 @@ _METRIC_NAMES = {
     "q_target_mean": "q target",
     "importance_mean": "weight",
     "replay_shard_restarts": "shards died",
-    "limiter_actors_wait_s": "actors wait s",
-    "limiter_learner_waits_s": "waiting s",
+    "actors_wait_s": "actors wait s",
+    "learner_waits_s": "waiting s",
 }
 
 

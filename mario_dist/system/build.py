@@ -1,16 +1,20 @@
 """From configuration to workers, replay shards and learners; the same for every driver."""
 
+from typing import Any
+
 import numpy as np
 import torch
 
 from mario_dist.algos.apex import ApexConfig, ApexDQN
+from mario_dist.algos.api import Algorithm
+from mario_dist.algos.impala import Impala, ImpalaConfig
 from mario_dist.algos.ppo import PPO, PPOConfig
 from mario_dist.config import RunConfig
 from mario_dist.env import make_env
 from mario_dist.env.actions import action_names
 from mario_dist.errors import UserError
 from mario_dist.evaluation import EvalProtocol
-from mario_dist.learner import Learner, ReplayLearner
+from mario_dist.learner import Learner, OptimiserConfig, ReplayLearner
 from mario_dist.nets import ActorCritic, Network, QNetwork, build_network
 from mario_dist.ops.exploration import epsilon_ladder
 from mario_dist.replay import PrioritisedReplay
@@ -34,18 +38,25 @@ def make_network(config: RunConfig) -> Network:
 
 
 def make_learner(config: RunConfig, threads: int) -> Learner:
-    """An on-policy learner. Raises ``UserError`` where the device is not there."""
+    """A learner that takes each unroll once. Raises ``UserError`` where the device is not there."""
     algo, network = config.algo, make_network(config)
-    assert isinstance(algo, PPOConfig)
+    assert isinstance(algo, PPOConfig | ImpalaConfig)
     assert isinstance(network, ActorCritic)
+    algorithm: Algorithm[Any]
+    reuse, reuse_buffer = 1, 1
+    if isinstance(algo, PPOConfig):
+        algorithm, optimiser = PPO(algo), OptimiserConfig(algo.lr, algo.adam_eps, algo.max_grad_norm)
+    else:
+        algorithm, reuse, reuse_buffer = Impala(algo), algo.reuse, algo.reuse_buffer
+        optimiser = OptimiserConfig(algo.lr, algo.optimiser_eps, algo.max_grad_norm, algo.optimiser)
     try:
         return Learner(
             network,
-            PPO(algo),
+            algorithm,
             frame_stack=config.env.frame_stack,
-            lr=algo.lr,
-            adam_eps=algo.adam_eps,
-            max_grad_norm=algo.max_grad_norm,
+            optimiser=optimiser,
+            reuse=reuse,
+            reuse_buffer=reuse_buffer,
             seed=config.seed,
             device=config.learner.device,
             precision=config.learner.precision,

@@ -1,20 +1,28 @@
 """The topology in one process: laptops, debugging, tests. Exactly reproducible from a seed."""
 
 from collections import deque
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import Any
 
 import torch
 
 from mario_dist.algos.apex import ApexConfig
 from mario_dist.config import RunConfig
 from mario_dist.evaluation import evaluate
-from mario_dist.learner import ReplayLearner
+from mario_dist.learner import Learner, ReplayLearner
 from mario_dist.nets import set_weights
 from mario_dist.replay import ShardedReplay
-from mario_dist.system.build import make_network, make_shard, make_worker, training_protocol
+from mario_dist.system.build import (
+    make_learner,
+    make_network,
+    make_replay_learner,
+    make_shard,
+    make_worker,
+    training_protocol,
+)
 from mario_dist.system.plan import Plan
-from mario_dist.system.ports import Collected
+from mario_dist.system.ports import Collected, Order
 from mario_dist.system.replay_trainer import ReplayTrainer
 from mario_dist.types import Arrays, EvalReport, StepReport, Unroll, Weights
 
@@ -59,7 +67,7 @@ class LocalRollouts:
     def submit(self, weights: Weights, progress: float) -> None:
         self._asked = weights, progress
 
-    def gather(self, least: int) -> list[Collected[Unroll]]:
+    def gather(self, least: int, unless: Any = None) -> list[Collected[Unroll]]:
         if self._asked is None:
             return []
         weights, progress = self._asked
@@ -86,20 +94,42 @@ class LocalRollouts:
             worker.close()
 
 
-class LocalReplayLearner:
-    """A learner and the shards of its replay in this process; it learns when it is polled."""
+class LocalReplay:
+    """The shards of a replay in this process."""
 
-    concurrent = False
+    lost = 0
 
-    def __init__(self, config: RunConfig, plan: Plan, learner: ReplayLearner) -> None:
-        assert isinstance(config.algo, ApexConfig)
+    def __init__(self, config: RunConfig, plan: Plan) -> None:
         shards = [
             make_shard(config, lanes=plan.lanes, shard=s, shards=plan.shards) for s in range(plan.shards)
         ]
+        self.shards = ShardedReplay(shards, config.seed)
+
+    def add(self, collected: Sequence[Collected[Unroll]]) -> None:
+        for item in collected:
+            self.shards.add(item.unroll)
+
+    def save_replay(self, directory: Path) -> None:
+        self.shards.save(directory)
+
+    def load_replay(self, directory: Path) -> None:
+        """Raises ``ValueError`` where it is of other shards."""
+        self.shards.load(directory)
+
+
+class LocalLearner:
+    """A learner in this process; it learns when it is polled.
+
+    learn: from an order's parts, and the done part of the run.
+    """
+
+    concurrent = False
+    next_report = None
+
+    def __init__(self, learner: Learner | ReplayLearner, learn: Callable[[Order, float], StepReport]) -> None:
         self._learner = learner
-        self._replay = ShardedReplay(shards, config.seed)
-        self._trainer = ReplayTrainer(learner, self._replay, config.algo)
-        self._orders: deque[tuple[int, float]] = deque()
+        self._learn = learn
+        self._orders: deque[tuple[Order, float]] = deque()
 
     @property
     def in_flight(self) -> int:
@@ -109,15 +139,11 @@ class LocalReplayLearner:
     def free(self) -> bool:
         return not self._orders
 
-    def add(self, collected: Sequence[Collected[Unroll]]) -> None:
-        for item in collected:
-            self._replay.add(item.unroll)
-
-    def submit(self, updates: int, progress: float) -> None:
-        self._orders.append((updates, progress))
+    def submit(self, order: Order, progress: float) -> None:
+        self._orders.append((order, progress))
 
     def poll(self, *, block: bool) -> StepReport | None:
-        return self._trainer.run(*self._orders.popleft()) if self._orders else None
+        return self._learn(*self._orders.popleft()) if self._orders else None
 
     def weights(self) -> Weights:
         return self._learner.weights()
@@ -125,9 +151,22 @@ class LocalReplayLearner:
     def state(self) -> Arrays:
         return self._learner.state()
 
-    def save_replay(self, directory: Path) -> None:
-        self._replay.save(directory)
 
-    def load_replay(self, directory: Path) -> None:
-        """Raises ``ValueError`` where it is of other shards."""
-        self._replay.load(directory)
+def local_learner(config: RunConfig, plan: Plan, state: Arrays | None) -> LocalLearner:
+    """A learner that takes each unroll once."""
+    learner = make_learner(config, plan.learner_threads)
+    if state is not None:
+        learner.restore(state)
+    return LocalLearner(learner, learner.step)
+
+
+def local_replay_learner(
+    config: RunConfig, plan: Plan, state: Arrays | None, replay: LocalReplay
+) -> LocalLearner:
+    """A learner that draws from ``replay``."""
+    assert isinstance(config.algo, ApexConfig)
+    learner = make_replay_learner(config, plan.learner_threads)
+    if state is not None:
+        learner.restore(state)
+    trainer = ReplayTrainer(learner, replay.shards, config.algo)
+    return LocalLearner(learner, lambda order, progress: trainer.run(order[0], progress))

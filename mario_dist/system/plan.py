@@ -13,6 +13,7 @@ _MIN_LANES_PER_ACTOR = 8
 # Up to here one process with threads keeps all cores busy (the emulator releases the GIL) and is simplest.
 _LOCAL_CORES = 4
 _CORES_PER_REPLAYED_ACTOR = 4
+_CORES_PER_QUEUED_ACTOR = 2
 _ACTORS_PER_SHARD = 8
 _MEMORY_SHARE = 0.8
 """Of the memory that is free, what a replay may take: the rest is for emulators, networks and batches."""
@@ -45,13 +46,14 @@ def make_plan(config: RunConfig, cores: int, *, gpu: bool, address: str | None =
     lag that the driver cannot have.
     """
     rollout, learner, system = config.rollout, config.learner, config.system
-    replayed = isinstance(config.algo, ApexConfig)
-    driver = system.driver
+    replayed = config.algo.replayed
+    driver, asked_lag = system.driver, system.max_policy_lag or 0
     if driver == "auto":
-        overlapping = system.max_policy_lag > 0
-        driver = "ray" if address is not None or cores > _LOCAL_CORES or overlapping else "local"
-    if driver == "local" and system.max_policy_lag > 0:
-        raise UserError("system.max_policy_lag=1 needs actors beside the learner: system.driver=ray")
+        driver = "ray" if address is not None or cores > _LOCAL_CORES or asked_lag else "local"
+    if driver == "local" and asked_lag:
+        raise UserError(
+            f"system.max_policy_lag={asked_lag} needs actors beside the learner: system.driver=ray"
+        )
     if driver == "local":
         actors = rollout.actors or 1
         lanes = rollout.lanes or max(1, _LANES // actors)
@@ -68,14 +70,14 @@ def make_plan(config: RunConfig, cores: int, *, gpu: bool, address: str | None =
             shards=(config.replay.shards or 1) if replayed else 0,
         )
     # In turn, actors and a learner on the CPU share all cores; side by side, they divide them.
-    in_turn = system.max_policy_lag == 0 and not replayed
+    in_turn = config.max_policy_lag == 0 and not replayed
     if in_turn and not gpu:
         default_actors = cores
-    elif replayed and not gpu:
-        # Learning from a step takes several times what making it takes.
-        default_actors = max(1, cores // _CORES_PER_REPLAYED_ACTOR)
-    else:
+    elif gpu or config.max_policy_lag == 1:
         default_actors = max(1, cores - 1)
+    else:
+        # On the CPU, learning from a step takes several times what making it takes.
+        default_actors = max(1, cores // (_CORES_PER_REPLAYED_ACTOR if replayed else _CORES_PER_QUEUED_ACTOR))
     actors = rollout.actors or default_actors
     lanes = rollout.lanes or max(_MIN_LANES_PER_ACTOR, _LANES // actors)
     env_threads = rollout.threads or (max(1, cores // actors) if in_turn else 1)

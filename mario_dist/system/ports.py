@@ -7,9 +7,12 @@ from actor to learner without visiting the process that conducts.
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Protocol
+from typing import Any, Protocol
 
 from mario_dist.types import Arrays, EpisodeRecord, EvalReport, StepReport
+
+Order = tuple[Any, ...]
+"""What the learner learns from next: handles on unrolls, or a number of updates from its replay."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,8 +47,11 @@ class Rollouts[W, U](Protocol):
         ``progress`` is the done part of the run, 0 to 1.
         """
 
-    def gather(self, least: int) -> list[Collected[U]]:
-        """All that is there, once it is ``least`` unrolls, or all of those under way where they are fewer."""
+    def gather(self, least: int, unless: Any = None) -> list[Collected[U]]:
+        """All that is there, once it is ``least`` unrolls, or all of those under way where they are fewer.
+
+        Nothing, or what is there, as soon as ``unless`` is: the driver's handle on something else awaited.
+        """
 
     def state(self) -> list[Arrays]:
         """What each worker's future depends on; empty for one that has just been replaced.
@@ -65,18 +71,8 @@ class Closes(Protocol):
     def close(self) -> None: ...
 
 
-class LearnerPort[W, U](Protocol):
-    """The learner of a run that learns from each unroll once."""
-
-    def step(self, unrolls: Sequence[U], progress: float) -> StepReport: ...
-
-    def weights(self) -> W: ...
-
-    def state(self) -> Arrays: ...
-
-
-class ReplayLearnerPort[W, U](Protocol):
-    """The learner of a run that learns from a replay, and the replay."""
+class LearnerPort[W](Protocol):
+    """The learner of a run."""
 
     @property
     def concurrent(self) -> bool:
@@ -84,24 +80,36 @@ class ReplayLearnerPort[W, U](Protocol):
 
     @property
     def in_flight(self) -> int:
-        """How many orders to learn were submitted and not polled."""
+        """How many orders were submitted and not polled."""
 
     @property
     def free(self) -> bool:
         """Whether it takes another order."""
 
-    def add(self, collected: Sequence[Collected[U]]) -> None:
-        """Put these unrolls into the replay."""
+    @property
+    def next_report(self) -> Any:
+        """A handle on the report of the oldest order; None where nothing can be awaited."""
 
-    def submit(self, updates: int, progress: float) -> None:
-        """Order this many updates."""
+    def submit(self, order: Order, progress: float) -> None:
+        """``progress`` is the done part of the run, 0 to 1."""
 
     def poll(self, *, block: bool) -> StepReport | None:
         """The report of the oldest order; None where it is not there yet, or nothing was ordered."""
 
-    def weights(self) -> W: ...
+    def weights(self) -> W:
+        """Those of the newest report."""
 
     def state(self) -> Arrays: ...
+
+
+class ReplayPort[U](Protocol):
+    """The replay of a run: this process fills it, its learner draws from it."""
+
+    @property
+    def lost(self) -> int:
+        """Agent steps that were added and never arrived."""
+
+    def add(self, collected: Sequence[Collected[U]]) -> None: ...
 
     def save_replay(self, directory: Path) -> None:
         """Write all shards. Nothing may be under way meanwhile."""

@@ -6,7 +6,8 @@ Unrolls and weights travel as references: from rollout actor to learner and back
 import logging
 import os
 import socket
-from collections.abc import Iterator, Mapping, Sequence
+from collections import deque
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
@@ -25,16 +26,19 @@ from mario_dist import machine
 from mario_dist.config import RunConfig
 from mario_dist.errors import UserError
 from mario_dist.evaluation import evaluate
+from mario_dist.learner import StagedBatch
 from mario_dist.nets import set_weights
 from mario_dist.system.build import make_learner, make_network, make_worker, training_protocol
 from mario_dist.system.plan import Plan
-from mario_dist.system.ports import Collected
+from mario_dist.system.ports import Collected, Order
 from mario_dist.types import Arrays, EpisodeRecord, EvalReport, StepReport, Unroll, Weights
 
 Ref = Any
 """A ``ray.ObjectRef``; Ray's actor handles are untyped, so its references are too."""
 
 _POLL_S = 0.5
+_ORDERS = 2
+"""Orders that a learner may have at once: it never waits for this process between two."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -73,15 +77,22 @@ class RolloutActor:
 
 
 class LearnerActor:
-    """A thin shell around ``Learner``."""
+    """A thin shell around ``Learner``. Batches are staged by a thread of their own, while it learns."""
 
     def __init__(self, config: RunConfig, plan: Plan, state: Arrays | None) -> None:
         self._learner = make_learner(config, min(plan.learner_threads, machine.cores()))
         if state is not None:
             self._learner.restore(state)
+        self._staged: deque[StagedBatch] = deque()
 
-    def step(self, progress: float, *unrolls: Unroll) -> StepReport:
-        return self._learner.step(unrolls, progress)
+    @ray.method(concurrency_group="staging")
+    def stage(self, *unrolls: Unroll) -> None:
+        """The next batch for ``run``."""
+        self._staged.append(self._learner.stage(unrolls))
+
+    def run(self, progress: float, _staged: None) -> tuple[StepReport, Weights]:
+        """Learn from the oldest staged batch. ``_staged`` is there once it is."""
+        return self._learner.learn(self._staged.popleft(), progress), self._learner.weights()
 
     def weights(self) -> Weights:
         return self._learner.weights()
@@ -125,11 +136,14 @@ class RayRollouts:
             if index not in self._pending:
                 self._collect(index)
 
-    def gather(self, least: int) -> list[Collected[Ref]]:
+    def gather(self, least: int, unless: Ref = None) -> list[Collected[Ref]]:
         collected: dict[int, Collected[Ref]] = {}
         wanted = min(least, self.under_way)
         while len(collected) < wanted:
-            for index in self._ready(wanted - len(collected)):
+            ready = self._ready(wanted - len(collected), unless)
+            if ready is None:
+                break
+            for index in ready:
                 unroll, meta_ref = self._pending.pop(index)
                 try:
                     meta: Meta = get(meta_ref)
@@ -172,12 +186,20 @@ class RayRollouts:
         unroll, meta = self._actors[index].collect.options(num_returns=2).remote(*self._asked)
         self._pending[index] = unroll, meta
 
-    def _ready(self, least: int) -> list[int]:
-        """The actors whose unrolls are there, once they are at least so many."""
+    def _ready(self, least: int, unless: Ref) -> list[int] | None:
+        """The actors whose unrolls are there, once they are at least so many; None if ``unless`` is first."""
         indices = {meta: index for index, (_, meta) in self._pending.items()}
-        wait_for(list(indices), least)
-        ready, _ = ray.wait(list(indices), num_returns=len(indices), timeout=0, fetch_local=False)
-        return sorted(indices[ref] for ref in ready)
+        while True:
+            ready, _ = ray.wait(list(indices), num_returns=len(indices), timeout=0, fetch_local=False)
+            if len(ready) >= least:
+                return sorted(indices[ref] for ref in ready)
+            if unless is None:
+                wait_for(list(indices), least)
+            elif is_there(unless):
+                return None
+            else:
+                # Another unroll, or what else is awaited.
+                wait_for([unless, *indices], 1 + len(ready))
 
     def _replace(self, index: int, error: RayActorError) -> None:
         """Put the next incarnation in a dead actor's place. Raises ``RuntimeError`` after too many."""
@@ -191,20 +213,49 @@ class RayRollouts:
 
 
 class RayLearner:
-    """The learner actor, by handle."""
+    """A learner actor, by handle: it has ``run(progress, *arguments)``, ``weights`` and ``state``.
 
-    def __init__(self, config: RunConfig, plan: Plan, state: Arrays | None, *, gpu: bool) -> None:
-        # In turn with the actors, it uses their cores and reserves none.
-        cpus = 0 if plan.in_turn else plan.learner_threads
-        actor_class = ray.remote(num_cpus=cpus, num_gpus=1 if gpu else 0)(LearnerActor)
-        self._actor: Any = actor_class.remote(config, plan, state)
+    arguments: what ``run`` is called with for an order.
+    """
 
-    def step(self, unrolls: Sequence[Ref], progress: float) -> StepReport:
-        report: StepReport = get(self._actor.step.remote(progress, *unrolls))
+    concurrent = True
+
+    def __init__(self, actor: Any, arguments: Callable[[Order], Sequence[Any]] = lambda order: order) -> None:
+        self._actor = actor
+        self._arguments = arguments
+        self._weights: Ref = actor.weights.remote()
+        self._orders: deque[tuple[Ref, Ref]] = deque()  # (report, weights)
+
+    @property
+    def in_flight(self) -> int:
+        return len(self._orders)
+
+    @property
+    def free(self) -> bool:
+        return len(self._orders) < _ORDERS
+
+    @property
+    def next_report(self) -> Ref | None:
+        return self._orders[0][0] if self._orders else None
+
+    def submit(self, order: Order, progress: float) -> None:
+        run = self._actor.run.options(num_returns=2)
+        self._orders.append(run.remote(progress, *self._arguments(order)))
+
+    def poll(self, *, block: bool) -> StepReport | None:
+        if not self._orders:
+            return None
+        report_ref, weights_ref = self._orders[0]
+        if not block and not is_there(report_ref):
+            return None
+        report: StepReport = get(report_ref)
+        del self._orders[0]
+        self._weights = weights_ref
         return report
 
     def weights(self) -> Ref:
-        return self._actor.weights.remote()
+        """Those of the newest order polled: of one that goes on, nobody knows when they come."""
+        return self._weights
 
     def state(self) -> Arrays:
         state: Arrays = get(self._actor.state.remote())
@@ -212,6 +263,18 @@ class RayLearner:
 
     def close(self) -> None:
         ray.kill(self._actor)
+
+
+def ray_learner(config: RunConfig, plan: Plan, state: Arrays | None, *, gpu: bool) -> RayLearner:
+    """A learner that takes each unroll once."""
+    actor_class = ray.remote(  # type: ignore[call-overload]  # which knows no concurrency groups
+        # In turn with the actors, it uses their cores and reserves none.
+        num_cpus=0 if plan.in_turn else plan.learner_threads,
+        num_gpus=int(gpu),
+        concurrency_groups={"staging": 1},
+    )(LearnerActor)
+    actor: Any = actor_class.remote(config, plan, state)
+    return RayLearner(actor, lambda unrolls: (actor.stage.remote(*unrolls),))
 
 
 @dataclass(frozen=True, slots=True)
@@ -281,6 +344,10 @@ def wait_for(refs: list[Ref], count: int) -> None:
     """Wait until ``count`` of ``refs`` are there, returning to Python often."""
     while len(ray.wait(refs, num_returns=count, timeout=_POLL_S, fetch_local=False)[0]) < count:
         pass
+
+
+def is_there(ref: Ref) -> bool:
+    return bool(ray.wait([ref], timeout=0, fetch_local=False)[0])
 
 
 def _check_port(port: int) -> None:

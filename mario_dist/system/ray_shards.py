@@ -20,7 +20,8 @@ from mario_dist.config import RunConfig
 from mario_dist.replay import allocate, merge, total_stats
 from mario_dist.system.build import make_shard
 from mario_dist.system.plan import Plan, shard_bytes
-from mario_dist.system.ray import Ref, get
+from mario_dist.system.ports import Collected
+from mario_dist.system.ray import Ref, get, is_there
 from mario_dist.types import F32, I64, ReplayStats, Transitions, Unroll
 
 _ADDS = 2
@@ -208,12 +209,13 @@ class RayShards:
         self._adding: deque[tuple[int, int, Ref]] = deque()  # (shard, agent steps, done)
         self._down: dict[int, Ref] = {}  # an answer that comes when it is up again, by shard
 
-    def add(self, actor: int, steps: int, unroll: Ref) -> None:
+    def add(self, collected: Sequence[Collected[Ref]]) -> None:
         """Returns when at most two unrolls a shard are on their way."""
-        self._look_for_the_dead()
-        shard = self._home(actor)
-        self._adding.append((shard, steps, self.handles[shard].add.remote(unroll)))
-        self.settle(_ADDS * len(self.handles))
+        for item in collected:
+            self._look_for_the_dead()
+            shard = self._home(item.actor)
+            self._adding.append((shard, item.steps, self.handles[shard].add.remote(item.unroll)))
+            self.settle(_ADDS * len(self.handles))
 
     def settle(self, most: int) -> None:
         """Wait until at most ``most`` unrolls are on their way; all that has arrived is accounted for."""
@@ -227,7 +229,7 @@ class RayShards:
                 if shard not in self._down:
                     self._down[shard] = self.handles[shard].stats.remote()
 
-    def save(self, directory: Path) -> None:
+    def save_replay(self, directory: Path) -> None:
         """Leaves nothing where a shard dies meanwhile: a part of a replay is none."""
         self.settle(0)
         try:
@@ -236,7 +238,7 @@ class RayShards:
             _raise_unless_death(error)
             shutil.rmtree(directory, ignore_errors=True)
 
-    def load(self, directory: Path) -> None:
+    def load_replay(self, directory: Path) -> None:
         """Raises ``ValueError`` where it was saved by other shards."""
         saved = len(list(directory.glob("shard-*")))
         if saved != len(self.handles):
@@ -268,10 +270,6 @@ class RayShards:
     def _every(self, method: str, directory: Path) -> None:
         folder = directory.resolve()
         get([getattr(h, method).remote(folder / f"shard-{s}") for s, h in enumerate(self.handles)])
-
-
-def is_there(ref: Ref) -> bool:
-    return bool(ray.wait([ref], timeout=0, fetch_local=False)[0])
 
 
 def _raise_unless_death(error: RayActorError) -> None:

@@ -3,6 +3,7 @@
 import dataclasses
 import re
 import secrets
+from collections.abc import Callable
 from contextlib import ExitStack
 from dataclasses import dataclass, replace
 from datetime import datetime
@@ -13,7 +14,6 @@ import torch
 
 from mario_dist import config as configuration
 from mario_dist import machine
-from mario_dist.algos.apex import ApexConfig
 from mario_dist.checkpoint import CheckpointError, TrainState, checkpoint_replay
 from mario_dist.config import RunConfig
 from mario_dist.emulator import make_emulator, native_problem, resolve_backend
@@ -23,20 +23,14 @@ from mario_dist.errors import UserError
 from mario_dist.learner import network_arrays
 from mario_dist.learner.device import choose_device
 from mario_dist.nets import set_weights
-from mario_dist.system.build import make_learner, make_network, make_replay_learner
-from mario_dist.system.local import LocalReplayLearner, LocalRollouts
+from mario_dist.system.build import make_network
+from mario_dist.system.feed import Feed, make_queue_feed, make_replay_feed
+from mario_dist.system.local import LocalReplay, LocalRollouts, local_learner, local_replay_learner
 from mario_dist.system.plan import Plan, check_replay, make_plan, reserved_cores, shard_bytes
-from mario_dist.system.ports import Closes, LearnerPort, ReplayLearnerPort, Rollouts
+from mario_dist.system.ports import Closes, LearnerPort, ReplayPort, Rollouts
 from mario_dist.system.session import Resumed, Session, open_session
 from mario_dist.system.stop import StopRequest, stop_on_signals
-from mario_dist.system.topology import (
-    Counters,
-    Outcome,
-    make_limiter,
-    restore_limiter,
-    train,
-    train_replayed,
-)
+from mario_dist.system.topology import Counters, Outcome, train
 from mario_dist.types import Arrays, part
 
 
@@ -189,7 +183,7 @@ def _saved_replay(config: RunConfig, resume: TrainState | None, resumed_from: Pa
 
     Raises ``UserError`` where it is damaged.
     """
-    if resume is None or resumed_from is None or not isinstance(config.algo, ApexConfig):
+    if resume is None or resumed_from is None or not config.algo.replayed:
         return None
     if _env_before(resume) != config.env:
         return None  # other rewards, actions or pictures
@@ -217,22 +211,12 @@ def _drive(
         states = []
     incarnation = resumed.incarnation if resumed is not None else 0
     learner_state = part(resume.arrays, "learner.") if resume is not None else None
+    version = 0 if learner_state is None else int(learner_state["version"])
     with ExitStack() as stack:
         driver = _Driver(config, plan, gpu, stack)
         rollouts = driver.rollouts(states, incarnation)
-        if not isinstance(config.algo, ApexConfig):
-            return train(rollouts, driver.learner(learner_state), config, counters, session, request)
-        learner = driver.replay_learner(learner_state)
-        limiter = make_limiter(config, plan)
-        if replay is not None and learner_state is not None:
-            try:
-                learner.load_replay(replay)
-            except ValueError as error:
-                session.note(f"the checkpoint's replay cannot be used here, it is filled anew: {error}")
-            else:
-                restore_limiter(limiter, learner_state)
-        version = 0 if learner_state is None else int(learner_state["version"])
-        return train_replayed(rollouts, learner, limiter, config, counters, session, request, version)
+        learner, feed = driver.learner(learner_state, replay, session.note)
+        return train(rollouts, learner, feed, config, counters, session, request, version)
 
 
 class _Driver:
@@ -251,25 +235,40 @@ class _Driver:
 
         return self._closing(RayRollouts(self._config, self._plan, states, incarnation))
 
-    def learner(self, state: Arrays | None) -> LearnerPort[Any, Any]:
+    def learner(
+        self, state: Arrays | None, saved_replay: Path | None, note: Callable[[str], None]
+    ) -> tuple[LearnerPort[Any], Feed[Any]]:
+        """The learner, and what feeds it. ``note`` is told where ``saved_replay`` does not fit."""
+        if not self._config.algo.replayed:
+            return self._queue_learner(state), make_queue_feed(self._config, self._plan)
+        learner, replay = self._replay_learner(state)
+        feed = make_replay_feed(self._config, self._plan, replay)
+        if saved_replay is not None and state is not None:
+            try:
+                replay.load_replay(saved_replay)
+            except ValueError as error:
+                note(f"the checkpoint's replay cannot be used here, it is filled anew: {error}")
+            else:
+                feed.restore(state)
+        return learner, feed
+
+    def _queue_learner(self, state: Arrays | None) -> LearnerPort[Any]:
         if self._plan.driver == "local":
-            learner = make_learner(self._config, self._plan.learner_threads)
-            if state is not None:
-                learner.restore(state)
-            return learner
-        from mario_dist.system.ray import RayLearner
+            return local_learner(self._config, self._plan, state)
+        from mario_dist.system.ray import ray_learner
 
-        return self._closing(RayLearner(self._config, self._plan, state, gpu=self._gpu))
+        return self._closing(ray_learner(self._config, self._plan, state, gpu=self._gpu))
 
-    def replay_learner(self, state: Arrays | None) -> ReplayLearnerPort[Any, Any]:
+    def _replay_learner(self, state: Arrays | None) -> tuple[LearnerPort[Any], ReplayPort[Any]]:
         if self._plan.driver == "local":
-            learner = make_replay_learner(self._config, self._plan.learner_threads)
-            if state is not None:
-                learner.restore(state)
-            return LocalReplayLearner(self._config, self._plan, learner)
-        from mario_dist.system.ray_replay import RayReplayLearner
+            here = LocalReplay(self._config, self._plan)
+            return local_replay_learner(self._config, self._plan, state, here), here
+        from mario_dist.system.ray_replay import ray_replay_learner
+        from mario_dist.system.ray_shards import RayShards
 
-        return self._closing(RayReplayLearner(self._config, self._plan, state, gpu=self._gpu))
+        shards = self._closing(RayShards(self._config, self._plan))
+        learner = ray_replay_learner(self._config, self._plan, state, shards, gpu=self._gpu)
+        return self._closing(learner), shards
 
     def _closing[C: Closes](self, opened: C) -> C:
         self._stack.callback(opened.close)

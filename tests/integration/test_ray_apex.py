@@ -1,10 +1,12 @@
 """Ape-X on Ray: real shards, really killed."""
 
+import fcntl
 import os
 import signal
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any
 
@@ -15,14 +17,14 @@ import ray
 from mario_dist.config import RunConfig
 from mario_dist.nets import get_weights
 from mario_dist.system.build import make_network, make_worker
+from mario_dist.system.feed import make_replay_feed
 from mario_dist.system.plan import Plan, make_plan
+from mario_dist.system.ports import Collected
 from mario_dist.system.ray import RayRollouts, connected
-from mario_dist.system.ray_replay import RayReplayLearner
+from mario_dist.system.ray_replay import ray_replay_learner
 from mario_dist.system.ray_shards import RayReplay, RayShards
-from mario_dist.system.topology import Counters, Iteration, make_limiter, train_replayed
+from mario_dist.system.topology import Counters, Iteration, train
 from mario_dist.types import Arrays, EvalReport
-
-pytestmark = pytest.mark.xdist_group("ray")
 
 Make = Callable[..., RunConfig]
 RAY: dict[str, Any] = {
@@ -66,8 +68,8 @@ class Log:
 
 
 @pytest.fixture(scope="module")
-def ray_here() -> Iterator[None]:
-    with connected(None, None, cores=4):
+def ray_here(ray_lock: Callable[[int], AbstractContextManager[None]]) -> Iterator[None]:
+    with ray_lock(fcntl.LOCK_SH), connected(None, None, cores=4):
         yield
 
 
@@ -78,24 +80,24 @@ class Run:
         self.config = config
         self.plan: Plan = make_plan(config, 3, gpu=False)
         self.rollouts = RayRollouts(config, self.plan, [], 0)
-        self.learner = RayReplayLearner(config, self.plan, None, gpu=False)
-        self.limiter = make_limiter(config, self.plan)
+        self.shards = RayShards(config, self.plan)
+        self.learner = ray_replay_learner(config, self.plan, None, self.shards, gpu=False)
+        self.feed = make_replay_feed(config, self.plan, self.shards)
         self.log = Log(lambda iteration: self.after(iteration))
         self.after: Callable[[Iteration], None] = lambda iteration: None
 
     def go(self, until: Callable[[], bool] = lambda: False) -> Log:
         try:
-            train_replayed(
-                self.rollouts, self.learner, self.limiter, self.config, Counters(), self.log, until
-            )
+            train(self.rollouts, self.learner, self.feed, self.config, Counters(), self.log, until)
         finally:
             self.rollouts.close()
             self.learner.close()
+            self.shards.close()
         return self.log
 
     def kill(self, shard: int) -> None:
         """SIGKILL, as the kernel's OOM killer would."""
-        os.kill(pid_of(self.learner.shards.handles[shard]), signal.SIGKILL)
+        os.kill(pid_of(self.shards.handles[shard]), signal.SIGKILL)
 
 
 @pytest.mark.usefixtures("ray_here")
@@ -166,8 +168,8 @@ def test_a_slow_learner_holds_the_actors_back_but_not_from_filling_a_lost_replay
     def after(iteration: Iteration) -> None:
         metrics = iteration.report.metrics
         if sum(waited) <= 0.2:
-            balances.append(run.limiter.balance)
-            waited.append(metrics["limiter_actors_wait_s"])
+            balances.append(run.feed.limiter.balance)
+            waited.append(metrics["actors_wait_s"])
             if sum(waited) > 0.2:
                 run.kill(shard=0)
         elif metrics.get("replay_lost") and iteration.report.samples and metrics["replay_size"]:
@@ -210,13 +212,13 @@ def test_a_death_that_nobody_saw_is_counted_and_one_while_saving_leaves_no_part(
 
         def fill() -> None:
             for _ in range(3):
-                shards.add(0, 64, ray.put(worker.collect(weights).unroll))
+                shards.add([Collected(ray.put(worker.collect(weights).unroll), 0, 64, 0, ())])
             shards.settle(0)
 
         fill()
         while replay.stats().size < 192:
             assert replay.sample(32) is not None
-        shards.save(tmp_path / "whole")
+        shards.save_replay(tmp_path / "whole")
         assert len(list((tmp_path / "whole" / "shard-0").glob("*.npy"))) > 5
 
         os.kill(pid_of(shards.handles[0]), signal.SIGKILL)
@@ -231,13 +233,13 @@ def test_a_death_that_nobody_saw_is_counted_and_one_while_saving_leaves_no_part(
         replay.update(drawn, np.ones(32, dtype=np.float32))
 
         os.kill(pid_of(shards.handles[0]), signal.SIGKILL)
-        shards.save(tmp_path / "broken")
+        shards.save_replay(tmp_path / "broken")
         assert not (tmp_path / "broken").exists()
         await_return(shards.handles[0])
-        shards.load(tmp_path / "whole")
+        shards.load_replay(tmp_path / "whole")
         assert ray.get(shards.handles[0].stats.remote()).size == 192
         with pytest.raises(ValueError, match="0 shards does not fit 1"):
-            shards.load(tmp_path / "broken")
+            shards.load_replay(tmp_path / "broken")
     finally:
         shards.close()
         worker.close()
@@ -248,7 +250,7 @@ def test_a_defect_in_a_shard_is_not_taken_for_its_death(apex_config: Make) -> No
     config = apex_config(**RAY | {"replay": {**RAY["replay"], "shards": 1}})
     shards = RayShards(config, make_plan(config, 3, gpu=False))
     try:
-        shards.add(0, 64, "no unroll")
+        shards.add([Collected("no unroll", 0, 64, 0, ())])
         with pytest.raises(AttributeError, match="action"):
             shards.settle(0)
         assert shards.lost == 0

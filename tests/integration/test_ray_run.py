@@ -1,20 +1,21 @@
 """The same topology on Ray: real actors, really killed."""
 
+import fcntl
 import os
 import signal
 from collections import Counter
 from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager
 
 import pytest
 import ray
 
 from mario_dist.config import RunConfig
+from mario_dist.system.feed import make_queue_feed
 from mario_dist.system.plan import make_plan
-from mario_dist.system.ray import RayLearner, RayRollouts, connected
+from mario_dist.system.ray import RayRollouts, connected, ray_learner
 from mario_dist.system.topology import Counters, Iteration, train
 from mario_dist.types import Arrays, EvalReport
-
-pytestmark = pytest.mark.xdist_group("ray")
 
 Make = Callable[..., RunConfig]
 RAY = {"system": {"driver": "ray"}, "rollout": {"actors": 2, "lanes": 3}, "total_steps": 480}
@@ -52,8 +53,8 @@ class Log:
 
 
 @pytest.fixture(scope="module")
-def ray_here() -> Iterator[None]:
-    with connected(None, None, cores=4):
+def ray_here(ray_lock: Callable[[int], AbstractContextManager[None]]) -> Iterator[None]:
+    with ray_lock(fcntl.LOCK_SH), connected(None, None, cores=4):
         yield
 
 
@@ -62,10 +63,11 @@ def drive(
 ) -> Log:
     plan = make_plan(config, 2, gpu=False)
     rollouts = RayRollouts(config, plan, [], 0)
-    learner = RayLearner(config, plan, None, gpu=False)
+    learner = ray_learner(config, plan, None, gpu=False)
     log = Log(lambda iteration: after(rollouts, iteration))
     try:
-        assert train(rollouts, learner, config, Counters(), log, lambda: False) == "finished"
+        feed = make_queue_feed(config, plan)
+        assert train(rollouts, learner, feed, config, Counters(), log, lambda: False) == "finished"
     finally:
         rollouts.close()
         learner.close()
@@ -86,7 +88,10 @@ def test_lag_0_waits_for_the_newest_weights_and_lag_1_overlaps(probe_config: Mak
         log = drive(config)
         lags = [int(i.report.metrics["policy_lag"]) for i in log.iterations]
         assert lags == [0] * 5 if lag == 0 else lags == [0, 1, 1, 1, 1]
-        assert [i.counters.agent_steps for i in log.iterations] == [96, 192, 288, 384, 480]
+        # With an overlap the next unrolls may be there before the report on the last ones.
+        steps = [i.counters.agent_steps for i in log.iterations]
+        learned = [96, 192, 288, 384, 480]
+        assert all(s in (n, min(480, n + 96 * lag)) for s, n in zip(steps, learned, strict=True))
         assert set(log.episode_keys().values()) == {1}
         assert len(log.states[-1][1]) == 2
 

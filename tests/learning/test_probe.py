@@ -3,6 +3,8 @@
 from collections.abc import Callable
 from pathlib import Path
 
+import pytest
+
 from mario_dist.config import RunConfig
 from mario_dist.store import RunStore
 from mario_dist.system.run import run_training
@@ -31,6 +33,28 @@ def test_apex_solves_the_probe_within_a_minute(tmp_path: Path, apex_config: Call
         rollout={"lanes": 8, "unroll_length": 16},
         checkpoint={"every_steps": 16_384},
         evaluation={"every_steps": 16_384, "episodes": 50},
+    )
+    assert_solved(config, tmp_path)
+
+
+@pytest.mark.parametrize("clip", [None, 0.2], ids=["impala", "appo"])
+def test_impala_solves_the_probe_within_a_minute(
+    tmp_path: Path, impala_config: Callable[..., RunConfig], clip: float | None
+) -> None:
+    config = impala_config(
+        total_steps=81_920,
+        env={"max_steps": 100},
+        algo={
+            "lr": [2e-3, 5e-4],
+            "gamma": 0.95,
+            "minibatch": 256,
+            "normalise_advantages": True,
+            "clip": clip,
+        },
+        network={"torso": "mlp", "hidden": 64},
+        rollout={"lanes": 16, "unroll_length": 32},
+        checkpoint={"every_steps": 81_920},
+        evaluation={"every_steps": 81_920, "episodes": 50},
     )
     assert_solved(config, tmp_path)
 

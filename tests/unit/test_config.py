@@ -40,7 +40,10 @@ def test_the_configs_show_every_reward_preset() -> None:
         ({"algo": {"name": "apex", "gama": 0.1}}, "unknown key algo.gama; did you mean gamma?"),
         ({"algo": {"name": "apex", "epochs": 4}}, "unknown key algo.epochs; valid keys: name, gamma, n_step"),
         ({"algo": {"name": "apex", "batch": "x"}}, "algo.batch: input should be a valid integer"),
-        ({"algo": {"name": "a3c"}}, "algo.name: there is no such algorithm; algorithms are ppo, apex"),
+        (
+            {"algo": {"name": "a3c"}},
+            "algo.name: there is no such algorithm; algorithms are ppo, impala, apex",
+        ),
         ({"replay": {"capacity": 10}}, "replay: min_size (20,000) must not be larger than capacity (10)"),
         ({"replay": {"compression": "zip"}}, "replay.compression: input should be 'none' or 'lz4'"),
         ({"learner": {"device": "tpu"}}, "learner.device: input should be"),

@@ -19,7 +19,7 @@ from torch import Tensor
 
 from mario_dist.algos.ppo import PPO, PPOConfig
 from mario_dist.env import EnvConfig, ProbeVectorEnv
-from mario_dist.learner import Learner
+from mario_dist.learner import Learner, OptimiserConfig
 from mario_dist.learner.batch import make_batch
 from mario_dist.nets import ActorCritic, NetworkConfig, build_network, get_weights
 from mario_dist.rollout import RolloutWorker
@@ -163,9 +163,7 @@ def update_both(
         network,
         PPO(config),
         frame_stack=K,
-        lr=config.lr,
-        adam_eps=config.adam_eps,
-        max_grad_norm=config.max_grad_norm,
+        optimiser=OptimiserConfig(config.lr, config.adam_eps, config.max_grad_norm),
         seed=SEED,
         device="cpu",
     )

@@ -15,7 +15,7 @@ from mario_dist.algos.api import Algorithm, LossOut
 from mario_dist.algos.ppo import PPO, PPOConfig
 from mario_dist.checkpoint import TrainState, load_checkpoint, save_checkpoint
 from mario_dist.env import EnvConfig, ProbeVectorEnv
-from mario_dist.learner import Learner, network_arrays
+from mario_dist.learner import Learner, OptimiserConfig, network_arrays
 from mario_dist.nets import ActorCritic, NetworkConfig, build_network
 from mario_dist.rollout import RolloutWorker
 from mario_dist.types import Arrays, StepReport, Unroll, Weights
@@ -38,15 +38,16 @@ def a_learner(
     algorithm: Algorithm[Any] | None = None,
     **changes: Any,
 ) -> Learner:
-    settings: dict[str, Any] = {
-        "frame_stack": K,
-        "lr": (1e-3, 1e-3),
-        "adam_eps": config.adam_eps,
-        "max_grad_norm": config.max_grad_norm,
-        "seed": 3,
-        "device": "cpu",
-    }
-    return Learner(network or a_network(), algorithm or PPO(config), **{**settings, **changes})
+    settings: dict[str, Any] = {"frame_stack": K, "seed": 3, "device": "cpu"}
+    optimiser = OptimiserConfig((1e-3, 1e-3), config.adam_eps, config.max_grad_norm)
+    names = [f.name for f in dataclasses.fields(optimiser)]
+    optimiser = dataclasses.replace(optimiser, **{n: changes.pop(n) for n in names if n in changes})
+    return Learner(
+        network or a_network(),
+        algorithm or PPO(config),
+        optimiser=optimiser,
+        **{**settings, **changes},
+    )
 
 
 @pytest.fixture(scope="module")
@@ -93,7 +94,14 @@ def test_a_step_reports_what_it_did(batches: list[list[Unroll]]) -> None:
     assert {report.samples for report in reports} == {2 * 3 * 8}
     assert not identical(before.arrays, learner.weights().arrays)
     expected = {"loss", "policy_loss", "value_loss", "entropy", "approx_kl", "clip_fraction", "grad_norm"}
-    expected |= {"lr", "policy_lag", "explained_variance", "value_mean", "return_target_mean"}
+    expected |= {
+        "lr",
+        "policy_lag",
+        "policy_lag_mean",
+        "explained_variance",
+        "value_mean",
+        "return_target_mean",
+    }
     for report in reports:
         assert set(report.metrics) == expected
         assert all(isinstance(v, float) and math.isfinite(v) for v in report.metrics.values())
@@ -306,7 +314,7 @@ def test_a_learner_learns() -> None:
 
 
 def test_the_optimiser_is_adam_with_the_configured_epsilon(batches: list[list[Unroll]]) -> None:
-    learner = a_learner(adam_eps=0.5)
+    learner = a_learner(eps=0.5)
     assert isinstance(learner._optimiser, torch.optim.Adam)
     assert [group["eps"] for group in learner._optimiser.param_groups] == [0.5]
     covered = {p for group in learner._optimiser.param_groups for p in group["params"]}

@@ -7,10 +7,11 @@ import numpy as np
 import pytest
 import torch
 from gymnasium import spaces
+from ray.rllib.algorithms.impala.torch.vtrace_torch_v2 import vtrace_torch
 from stable_baselines3.common.buffers import RolloutBuffer
 from torch import Tensor
 
-from mario_dist.ops.returns import explained_variance, gae, n_step_return
+from mario_dist.ops.returns import VTrace, explained_variance, gae, n_step_return, vtrace
 
 SEEDS = range(12)
 
@@ -194,6 +195,133 @@ def test_gae_equals_stable_baselines3_with_truncations_paid_as_reward(seed: int)
     reward_TN = steps.reward_TN + gamma * torch.where(steps.truncated_TN, steps.final_value_TN, 0.0)
     theirs, _ = sb3_advantages(reward_TN, steps.value_TN, steps.bootstrap_N, steps.end_TN, gamma, lam=0.9)
     torch.testing.assert_close(run_gae(steps, gamma, 0.9).float(), theirs, rtol=1e-5, atol=1e-5)
+
+
+def log_ratios(steps: Steps, seed: int, spread: float = 0.8) -> Tensor:
+    generator = torch.Generator().manual_seed(1000 + seed)
+    return spread * torch.randn(steps.reward_TN.shape, generator=generator, dtype=torch.float64)
+
+
+def run_vtrace(steps: Steps, log_ratio_TN: Tensor, gamma: float, **clips: float) -> VTrace:
+    return vtrace(
+        log_ratio_TN,
+        steps.reward_TN,
+        steps.value_TN,
+        steps.next_value_TN(),
+        steps.terminated_TN,
+        steps.end_TN,
+        gamma=gamma,
+        **clips,
+    )
+
+
+def vtrace_oracle(
+    steps: Steps, log_ratio_TN: Tensor, gamma: float, *, lam: float, rho_clip: float, c_clip: float
+) -> VTrace:
+    """Espeholt et al. 2018, equation 1, as a double loop: each target is a sum over what follows.
+
+    v_s = V(x_s) + sum over t >= s of gamma^(t-s) (c_s ... c_{t-1}) delta_t, where delta_t is
+    rho_t (r_t + gamma V(x_{t+1}) - V(x_t)), c_i = lam min(c_clip, ratio_i), rho_i = min(rho_clip, ratio_i).
+    The advantage is r_s + gamma v_{s+1} - V(x_s) (section 4.2). An episode's end ends the sum.
+    """
+    t_max, n = steps.reward_TN.shape
+    target_TN, advantage_TN = torch.zeros_like(steps.reward_TN), torch.zeros_like(steps.reward_TN)
+
+    def led_to(t: int, lane: int) -> float:
+        """V of the observation that step t led to."""
+        if steps.terminated_TN[t, lane]:
+            return 0.0
+        if steps.truncated_TN[t, lane]:
+            return float(steps.final_value_TN[t, lane])
+        return float(steps.bootstrap_N[lane] if t == t_max - 1 else steps.value_TN[t + 1, lane])
+
+    def target(s: int, lane: int) -> float:
+        total, trace = float(steps.value_TN[s, lane]), 1.0
+        for t in range(s, t_max):
+            ratio = math.exp(float(log_ratio_TN[t, lane]))
+            error = float(steps.reward_TN[t, lane]) + gamma * led_to(t, lane) - float(steps.value_TN[t, lane])
+            total += gamma ** (t - s) * trace * min(rho_clip, ratio) * error
+            trace *= lam * min(c_clip, ratio)
+            if steps.end_TN[t, lane]:
+                break
+        return total
+
+    for lane in range(n):
+        for s in range(t_max):
+            target_TN[s, lane] = target(s, lane)
+            goes_on = s < t_max - 1 and not steps.end_TN[s, lane]
+            after = target(s + 1, lane) if goes_on else led_to(s, lane)
+            advantage_TN[s, lane] = steps.reward_TN[s, lane] + gamma * after - steps.value_TN[s, lane]
+    return VTrace(target_TN, advantage_TN)
+
+
+@pytest.mark.parametrize("seed", SEEDS)
+@pytest.mark.parametrize(
+    ("gamma", "clips"),
+    [
+        (0.99, {"lam": 1.0, "rho_clip": 1.0, "c_clip": 1.0}),
+        (0.9, {"lam": 0.7, "rho_clip": 1.5, "c_clip": 0.9}),
+        (1.0, {"lam": 1.0, "rho_clip": 0.5, "c_clip": 2.0}),
+        (0.8, {"lam": 0.0, "rho_clip": 1e9, "c_clip": 1e9}),
+    ],
+)
+def test_vtrace_is_the_papers_sum(seed: int, gamma: float, clips: dict[str, float]) -> None:
+    steps = random_steps(seed, end=(0.0, 0.2, 0.7)[seed % 3])
+    log_ratio_TN = log_ratios(steps, seed)
+    ours = run_vtrace(steps, log_ratio_TN, gamma, **clips)
+    expected = vtrace_oracle(steps, log_ratio_TN, gamma, **clips)
+    torch.testing.assert_close(ours.target_TN, expected.target_TN, rtol=1e-10, atol=1e-10)
+    torch.testing.assert_close(ours.advantage_TN, expected.advantage_TN, rtol=1e-10, atol=1e-10)
+
+
+@pytest.mark.parametrize("seed", SEEDS)
+def test_vtrace_equals_rllibs(seed: int) -> None:
+    """Its ends are discounts of 0, which know no truncation, so a final value is paid as reward; and its
+    advantage is weighed with the clipped ratio already."""
+    steps, gamma, rho_clip = random_steps(seed), 0.97, 1.3
+    log_ratio_TN = log_ratios(steps, seed)
+    reward_TN = steps.reward_TN + gamma * torch.where(steps.truncated_TN, steps.final_value_TN, 0.0)
+    theirs, their_advantage = vtrace_torch(
+        target_action_log_probs=log_ratio_TN,
+        behaviour_action_log_probs=torch.zeros_like(log_ratio_TN),
+        discounts=gamma * (~steps.end_TN).double(),
+        rewards=reward_TN,
+        values=steps.value_TN,
+        bootstrap_values=steps.bootstrap_N,
+        clip_rho_threshold=rho_clip,
+        clip_pg_rho_threshold=rho_clip,
+    )
+    ours = run_vtrace(steps, log_ratio_TN, gamma, rho_clip=rho_clip)
+    torch.testing.assert_close(ours.target_TN, theirs, rtol=1e-10, atol=1e-10)
+    weighed = log_ratio_TN.exp().clamp(max=rho_clip) * ours.advantage_TN
+    torch.testing.assert_close(weighed, their_advantage, rtol=1e-10, atol=1e-10)
+
+
+@pytest.mark.parametrize("seed", SEEDS)
+def test_on_policy_vtrace_is_the_n_step_return(seed: int) -> None:
+    """And so it is what GAE with lambda 1 adds to the value."""
+    steps, gamma = random_steps(seed), 0.95
+    ours = run_vtrace(steps, torch.zeros_like(steps.reward_TN), gamma)
+    expected = steps.value_TN + oracle(steps, gamma, 1.0)
+    torch.testing.assert_close(ours.target_TN, expected, rtol=1e-10, atol=1e-10)
+    torch.testing.assert_close(ours.advantage_TN, expected - steps.value_TN, rtol=1e-10, atol=1e-10)
+
+
+@pytest.mark.parametrize("mutant", ["no rho clip", "no c clip", "carries over ends", "ratio the other way"])
+def test_the_oracle_tells_a_wrong_vtrace(mutant: str) -> None:
+    steps, clips = random_steps(5), {"lam": 1.0, "rho_clip": 1.0, "c_clip": 1.0}
+    log_ratio_TN = log_ratios(steps, 5)
+    expected = vtrace_oracle(steps, log_ratio_TN, 0.9, **clips)
+    if mutant == "carries over ends":
+        steps = replace(steps, truncated_TN=torch.zeros_like(steps.end_TN))
+    wrong = run_vtrace(
+        steps,
+        -log_ratio_TN if mutant == "ratio the other way" else log_ratio_TN,
+        0.9,
+        rho_clip=1e9 if mutant == "no rho clip" else 1.0,
+        c_clip=1e9 if mutant == "no c clip" else 1.0,
+    )
+    assert not torch.allclose(wrong.target_TN, expected.target_TN, atol=1e-2)
 
 
 def test_explained_variance() -> None:

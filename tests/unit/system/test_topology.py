@@ -4,8 +4,8 @@ from collections.abc import Callable
 from itertools import chain, repeat
 
 from mario_dist.config import RunConfig
-from mario_dist.system.build import make_learner
-from mario_dist.system.local import LocalRollouts
+from mario_dist.system.feed import make_queue_feed
+from mario_dist.system.local import LocalRollouts, local_learner
 from mario_dist.system.plan import make_plan
 from mario_dist.system.topology import Counters, Iteration, train
 from mario_dist.types import Arrays, EvalReport
@@ -42,7 +42,8 @@ def run(config: RunConfig, stop: Callable[[], bool] = lambda: False) -> tuple[st
     plan = make_plan(config, 1, gpu=False)
     log = Log()
     rollouts = LocalRollouts(config, plan)
-    outcome = train(rollouts, make_learner(config, 1), config, Counters(), log, stop)
+    feed = make_queue_feed(config, plan)
+    outcome = train(rollouts, local_learner(config, plan, None), feed, config, Counters(), log, stop)
     return outcome, log
 
 

@@ -1,0 +1,167 @@
+"""IMPALA's loss on whole batches, against its formula written as loops over raw steps."""
+
+import math
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from support.noise import ACTIONS, N, PixelValue, T, a_batch, play
+from torch import Tensor
+
+from mario_dist.algos.impala import Impala, ImpalaConfig
+from mario_dist.types import Unroll
+
+
+class Biased(PixelValue):
+    """Its policy is not uniform, so that ratios differ from action to action."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.bias.data = torch.linspace(-1.0, 1.0, ACTIONS)
+
+
+def loss_of(config: ImpalaConfig, *unrolls: Unroll, index_N: Tensor | None = None, progress: float = 0.0):
+    batch, network = a_batch(*unrolls), Biased()
+    impala = Impala(config)
+    samples = impala.prepare(network, batch)  # type: ignore[arg-type]
+    if index_N is None:
+        ((index_N,),) = impala.minibatches(samples, torch.Generator())
+    return impala.loss(network, batch, samples, index_N, progress), network  # type: ignore[arg-type]
+
+
+def expected_losses(config: ImpalaConfig, unroll: Unroll, next_value: np.ndarray) -> tuple[float, float]:
+    """The policy's and the value's loss, step by step; the values that ``play`` gives are the network's."""
+    log_pi = Biased().bias.detach().double().log_softmax(-1).numpy()
+    ratio = np.exp(log_pi[unroll.action] - unroll.log_prob)
+    value = unroll.value.astype(np.float64)
+    target = np.zeros((T, N))
+    advantage = np.zeros((T, N))
+    for n in range(N):
+        correction = 0.0  # v_{t+1} - V(x_{t+1})
+        for t in reversed(range(T)):
+            after = 0.0 if unroll.terminated[t, n] else float(next_value[t, n])
+            if unroll.terminated[t, n] or unroll.truncated[t, n]:
+                correction = 0.0
+            advantage[t, n] = unroll.reward[t, n] + config.gamma * (after + correction) - value[t, n]
+            error = unroll.reward[t, n] + config.gamma * after - value[t, n]
+            trace = config.vtrace_lambda * min(config.c_clip, ratio[t, n])
+            correction = min(config.rho_clip, ratio[t, n]) * error + config.gamma * trace * correction
+            target[t, n] = value[t, n] + correction
+    if config.clip is None:
+        policy = -(np.minimum(config.rho_clip, ratio) * advantage * log_pi[unroll.action]).mean()
+    else:
+        clipped = np.clip(ratio, 1 - config.clip, 1 + config.clip)
+        policy = -np.minimum(ratio * advantage, clipped * advantage).mean()
+    return float(policy), float(((value - target) ** 2).mean())
+
+
+@pytest.mark.parametrize("seed", range(6))
+@pytest.mark.parametrize(
+    "config",
+    [
+        ImpalaConfig(gamma=0.9),
+        ImpalaConfig(gamma=0.8, vtrace_lambda=0.6, rho_clip=1.4, c_clip=0.7),
+        ImpalaConfig(gamma=0.9, clip=0.2),
+    ],
+    ids=["vtrace", "lambda and clips", "appo"],
+)
+def test_the_loss_is_the_formula(seed: int, config: ImpalaConfig) -> None:
+    unroll, next_value = play(seed)
+    assert len(unroll.final_t)
+    assert unroll.terminated.any()
+    out, _ = loss_of(config, unroll)
+    policy, value = expected_losses(config, unroll, next_value)
+    assert float(out.metrics["policy_loss"]) == pytest.approx(policy, rel=1e-4, abs=1e-5)
+    assert float(out.metrics["value_loss"]) == pytest.approx(value, rel=1e-4)
+    pi = Biased().bias.detach().softmax(-1)
+    entropy = -float(pi @ pi.log())
+    assert float(out.metrics["entropy"]) == pytest.approx(entropy, rel=1e-5)
+    total = policy + config.value_coef * value - config.entropy_coef[0] * entropy
+    assert float(out.loss.detach()) == pytest.approx(total, rel=1e-4)
+
+
+def test_lanes_of_several_actors_are_each_learned_alone() -> None:
+    """A batch's loss is the mean over its lanes' losses, whichever of them a minibatch takes."""
+    (first, first_next), (second, second_next) = play(1), play(2)
+    config = ImpalaConfig(gamma=0.9)
+    both, _ = loss_of(config, first, second)
+    alone = [expected_losses(config, *pair) for pair in ((first, first_next), (second, second_next))]
+    assert float(both.metrics["policy_loss"]) == pytest.approx(np.mean([p for p, _ in alone]), rel=1e-4)
+    assert float(both.metrics["value_loss"]) == pytest.approx(np.mean([v for _, v in alone]), rel=1e-4)
+    mixed = torch.tensor([2 * N - 1, 0, N + 1])
+    lanes = [loss_of(config, first, second, index_N=mixed[i : i + 1])[0] for i in range(3)]
+    out, _ = loss_of(config, first, second, index_N=mixed)
+    for name in ("policy_loss", "value_loss"):
+        mean = np.mean([float(lane.metrics[name]) for lane in lanes])
+        assert float(out.metrics[name]) == pytest.approx(mean, rel=1e-4)
+
+
+def test_minibatches_are_whole_lanes_and_all_of_them() -> None:
+    batch = a_batch(play(0)[0], play(1)[0])
+    generator = torch.Generator().manual_seed(0)
+    ((whole,),) = Impala(ImpalaConfig()).minibatches(batch, generator)
+    assert whole.tolist() == list(range(2 * N))
+    (cut,) = Impala(ImpalaConfig(minibatch=3 * T + 1)).minibatches(batch, generator)
+    assert [len(part) for part in cut] == [3, 3, 2]
+    assert sorted(torch.cat(cut).tolist()) == list(range(2 * N))
+    (single,) = Impala(ImpalaConfig(minibatch=1)).minibatches(batch, generator)
+    assert [len(part) for part in single] == [1] * 2 * N
+
+
+def test_the_gradient_raises_what_was_better_than_expected() -> None:
+    """Towards actions with a positive advantage, and not through the targets into the value."""
+    unroll, _ = play(3)
+    unroll = replace(
+        unroll,
+        action=np.zeros_like(unroll.action),
+        reward=np.full_like(unroll.reward, 100.0),
+        log_prob=np.full_like(unroll.log_prob, -math.log(ACTIONS)),
+    )
+    out, network = loss_of(ImpalaConfig(entropy_coef=(0.0, 0.0), value_coef=0.0), unroll)
+    out.loss.backward()
+    assert network.bias.grad is not None
+    assert network.bias.grad[0] < 0 < network.bias.grad[1:].min()
+
+
+def test_the_clipped_surrogate_stops_at_its_clip() -> None:
+    """A policy that already likes a good action far more than the behaviour did is not driven on; V-trace's
+    plain gradient drives it on, with the ratio clipped."""
+    unroll, _ = play(3)
+    far = replace(
+        unroll,
+        action=np.full_like(unroll.action, ACTIONS - 1),
+        reward=np.full_like(unroll.reward, 100.0),
+        log_prob=np.full_like(unroll.log_prob, -10.0),
+    )
+    quiet = {"entropy_coef": (0.0, 0.0), "value_coef": 0.0}
+    for clip, moves in ((0.2, False), (None, True)):
+        out, network = loss_of(ImpalaConfig(clip=clip, **quiet), far)  # type: ignore[arg-type]
+        out.loss.backward()
+        assert network.bias.grad is not None
+        assert bool(network.bias.grad.abs().max() > 0) is moves
+        assert float(out.metrics["rho_clipped"]) == 1.0
+
+
+@pytest.mark.parametrize(
+    "wrong",
+    [
+        {"gamma": 1.01},
+        {"vtrace_lambda": -0.1},
+        {"rho_clip": 0.0},
+        {"c_clip": 0.0},
+        {"clip": -1.0},
+        {"max_grad_norm": 0.0},
+        {"optimiser_eps": 0.0},
+        {"lr": (1e-3, -1e-3)},
+        {"reuse": 0},
+        {"reuse_buffer": 0},
+        {"batch_unrolls": -1},
+        {"minibatch": -1},
+    ],
+    ids=str,
+)
+def test_settings_out_of_range_are_refused(wrong: dict[str, Any]) -> None:
+    with pytest.raises(ValueError, match=next(iter(wrong))):
+        ImpalaConfig(**wrong)
