@@ -31,16 +31,24 @@ class RolloutConfig:
     actors: rollout actors; lanes: emulators in each of them. See ``system.plan`` for what auto means.
     unroll_length: agent steps of each lane between two learner steps.
     threads: emulation threads in each actor.
+    groups: into which each actor's lanes are cut; they take turns, so that one steps while the network looks
+    at the next.
+    inference: ``actor``, each actor's own network on its CPU; ``shared``, one actor beside the learner that
+    looks at the lanes of all actors in batches, on the GPU where there is one (Ray only).
     """
 
     actors: int = 0
     lanes: int = 0
     unroll_length: int = 128
     threads: int = 0
+    groups: int = 1
+    inference: Literal["actor", "shared"] = "actor"
 
     def __post_init__(self) -> None:
-        if min(self.actors, self.lanes, self.threads) < 0 or self.unroll_length < 1:
-            raise ValueError("actors, lanes and threads must not be negative, unroll_length at least 1")
+        if min(self.actors, self.lanes, self.threads) < 0 or min(self.unroll_length, self.groups) < 1:
+            raise ValueError(
+                "actors, lanes and threads must not be negative, unroll_length and groups at least 1"
+            )
 
 
 @dataclass(frozen=True, slots=True)

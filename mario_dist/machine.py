@@ -54,6 +54,17 @@ def cores() -> int:
     return max(1, min(affinity, math.floor(quota)) if quota is not None else affinity)
 
 
+def busy_core_seconds() -> float | None:
+    """Core seconds that this machine was busy since it started; None where the system does not say."""
+    try:
+        fields = Path("/proc/stat").read_text().split("\n", 1)[0].split()[1:]
+    except OSError:
+        return None
+    ticks = [int(field) for field in fields]
+    # user, nice, system, idle, iowait, irq, softirq, steal; guest time is in user time.
+    return (sum(ticks[:3]) + sum(ticks[5:7])) / os.sysconf("SC_CLK_TCK")
+
+
 def memory_gib() -> float:
     """Memory that this process may use: the machine's, capped by its cgroup's limit."""
     total = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")

@@ -109,8 +109,12 @@ class Learner:
         self.version += 1
         means = checked_means(sums, gradient_steps, self.version)
         lags = [self.version - 1 - version for version in versions]
-        lag = {"policy_lag": float(max(lags)), "policy_lag_mean": sum(lags) / len(lags)}
-        return StepReport(self.version, staged.batch.steps, {**means, **diagnosis, "lr": lr, **lag})
+        extra = {
+            "lr": lr,
+            "policy_lag": float(max(lags)),
+            "policy_lag_mean": sum(lags) / len(lags),
+        }
+        return StepReport(self.version, staged.batch.steps, {**means, **diagnosis, **extra})
 
     def _learn(
         self, batch: Batch, progress: float, sums: dict[str, torch.Tensor]

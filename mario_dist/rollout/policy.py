@@ -18,13 +18,14 @@ class Act(NamedTuple):
 class Policy(Protocol):
     """``progress`` is the done part of the run, 0 to 1; randomness comes from ``generator`` alone."""
 
-    def act(self, out: NetOut, progress: float, generator: torch.Generator) -> Act: ...
+    def act(self, out: NetOut, progress: float, generator: torch.Generator, lanes: slice) -> Act:
+        """``lanes``: which of the worker's these are."""
 
 
 class SamplingPolicy:
     """Draws from the softmax of the logits."""
 
-    def act(self, out: NetOut, progress: float, generator: torch.Generator) -> Act:
+    def act(self, out: NetOut, progress: float, generator: torch.Generator, lanes: slice) -> Act:
         log_prob_NA = out.logits_BA.log_softmax(-1)
         action_N1 = torch.multinomial(log_prob_NA.exp(), 1, generator=generator)
         return Act(action_N1.squeeze(1), log_prob_NA.gather(1, action_N1).squeeze(1))
@@ -43,9 +44,9 @@ class EpsilonGreedy:
         done = min(max(progress / self._share, 0.0), 1.0)
         return torch.lerp(self._start_N, self._end_N, done)
 
-    def act(self, out: NetOut, progress: float, generator: torch.Generator) -> Act:
+    def act(self, out: NetOut, progress: float, generator: torch.Generator, lanes: slice) -> Act:
         n, n_actions = out.logits_BA.shape
-        epsilon_N = self.epsilon_N(progress)
+        epsilon_N = self.epsilon_N(progress)[lanes]
         greedy_N = out.logits_BA.argmax(-1)
         any_N = torch.randint(n_actions, (n,), generator=generator)
         explores_N = torch.rand(n, generator=generator) < epsilon_N

@@ -18,7 +18,7 @@ from mario_dist.learner import Learner, OptimiserConfig, ReplayLearner
 from mario_dist.nets import ActorCritic, Network, QNetwork, build_network
 from mario_dist.ops.exploration import epsilon_ladder
 from mario_dist.replay import PrioritisedReplay
-from mario_dist.rollout import EpsilonGreedy, InitialPriorities, RolloutWorker
+from mario_dist.rollout import EpsilonGreedy, Inference, InitialPriorities, RolloutWorker
 from mario_dist.types import EnvSpec
 
 
@@ -108,17 +108,29 @@ def make_shard(config: RunConfig, *, lanes: int, shard: int, shards: int) -> Pri
 
 
 def make_worker(
-    config: RunConfig, *, lanes: int, threads: int, actor: int = 0, actors: int = 1, incarnation: int = 0
+    config: RunConfig,
+    *,
+    lanes: int,
+    threads: int,
+    actor: int = 0,
+    actors: int = 1,
+    incarnation: int = 0,
+    inference: Inference | None = None,
 ) -> RolloutWorker:
-    """Rollout worker ``actor`` of ``actors``; (run seed, actor, incarnation) names its random streams."""
+    """Rollout worker ``actor`` of ``actors``; (run seed, actor, incarnation) names its random streams.
+
+    inference: what computes its policy, by default a network of its own.
+    """
     algo = config.algo
     policy, priorities = None, None
     if isinstance(algo, ApexConfig):
         policy = _epsilon_greedy(algo, first=actor * lanes, lanes=lanes, count=actors * lanes)
         priorities = InitialPriorities(algo.n_step, algo.gamma) if algo.priority_exponent else None
+    sizes = [len(part) for part in np.array_split(np.arange(lanes), config.rollout.groups)]
+    names = [(config.seed, actor, incarnation, *([group] if group else [])) for group in range(len(sizes))]
     return RolloutWorker(
-        make_env(config.env, lanes, (config.seed, actor, incarnation), threads),
-        make_network(config),
+        [make_env(config.env, n, name, threads) for n, name in zip(sizes, names, strict=True)],
+        make_network(config) if inference is None else inference,
         length=config.rollout.unroll_length,
         seed=_seed(config, actor, incarnation),
         actor=actor,

@@ -1,7 +1,9 @@
 """The topology in one process: laptops, debugging, tests. Exactly reproducible from a seed."""
 
+import time
 from collections import deque
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -143,7 +145,11 @@ class LocalLearner:
         self._orders.append((order, progress))
 
     def poll(self, *, block: bool) -> StepReport | None:
-        return self._learn(*self._orders.popleft()) if self._orders else None
+        if not self._orders:
+            return None
+        cpu = time.process_time()
+        report = self._learn(*self._orders.popleft())
+        return replace(report, metrics={**report.metrics, "learn_cpu_s": time.process_time() - cpu})
 
     def weights(self) -> Weights:
         return self._learner.weights()

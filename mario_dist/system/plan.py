@@ -27,6 +27,7 @@ class Plan:
     PyTorch's threads spin for a while after each forward pass, on cores that the emulators need by then.
     in_turn: whether actors and learner take turns on the same cores.
     shards: of the replay; 0 where the algorithm has none.
+    inference_cores: of a shared inference actor on the CPU.
     """
 
     driver: Literal["local", "ray"]
@@ -37,6 +38,7 @@ class Plan:
     learner_threads: int
     in_turn: bool
     shards: int
+    inference_cores: int = 0
 
 
 def make_plan(config: RunConfig, cores: int, *, gpu: bool, address: str | None = None) -> Plan:
@@ -45,30 +47,43 @@ def make_plan(config: RunConfig, cores: int, *, gpu: bool, address: str | None =
     address: what --address said; with one, ``driver: auto`` means Ray. Raises ``UserError`` for a policy
     lag that the driver cannot have.
     """
-    rollout, learner, system = config.rollout, config.learner, config.system
-    replayed = config.algo.replayed
-    driver, asked_lag = system.driver, system.max_policy_lag or 0
+    rollout, system = config.rollout, config.system
+    driver, asked_lag, shared = system.driver, system.max_policy_lag or 0, rollout.inference == "shared"
     if driver == "auto":
-        driver = "ray" if address is not None or cores > _LOCAL_CORES or asked_lag else "local"
+        wanted = address is not None or cores > _LOCAL_CORES or asked_lag or shared
+        driver = "ray" if wanted else "local"
     if driver == "local" and asked_lag:
         raise UserError(
             f"system.max_policy_lag={asked_lag} needs actors beside the learner: system.driver=ray"
         )
-    if driver == "local":
-        actors = rollout.actors or 1
-        lanes = rollout.lanes or max(1, _LANES // actors)
-        env_threads = rollout.threads or min(cores, lanes)
-        torch_threads = max(1, cores - env_threads)
-        return Plan(
-            driver="local",
-            actors=actors,
-            lanes=lanes,
-            env_threads=env_threads,
-            actor_torch_threads=torch_threads,
-            learner_threads=learner.threads or cores,
-            in_turn=True,
-            shards=(config.replay.shards or 1) if replayed else 0,
-        )
+    if driver == "local" and shared:
+        raise UserError("rollout.inference=shared serves actors in processes of their own: system.driver=ray")
+    plan = _local_plan(config, cores) if driver == "local" else _ray_plan(config, cores, gpu=gpu)
+    if plan.lanes < rollout.groups:
+        raise UserError(f"rollout.groups={rollout.groups} of {plan.lanes} lane(s): there are fewer lanes")
+    return plan
+
+
+def _local_plan(config: RunConfig, cores: int) -> Plan:
+    rollout = config.rollout
+    actors = rollout.actors or 1
+    lanes = rollout.lanes or max(1, _LANES // actors)
+    env_threads = rollout.threads or min(cores, lanes)
+    torch_threads = max(1, cores - env_threads)
+    return Plan(
+        driver="local",
+        actors=actors,
+        lanes=lanes,
+        env_threads=env_threads,
+        actor_torch_threads=torch_threads,
+        learner_threads=config.learner.threads or cores,
+        in_turn=True,
+        shards=(config.replay.shards or 1) if config.algo.replayed else 0,
+    )
+
+
+def _ray_plan(config: RunConfig, cores: int, *, gpu: bool) -> Plan:
+    rollout, learner, replayed = config.rollout, config.learner, config.algo.replayed
     # In turn, actors and a learner on the CPU share all cores; side by side, they divide them.
     in_turn = config.max_policy_lag == 0 and not replayed
     if in_turn and not gpu:
@@ -91,6 +106,7 @@ def make_plan(config: RunConfig, cores: int, *, gpu: bool, address: str | None =
         learner_threads=learner_threads,
         in_turn=in_turn,
         shards=(config.replay.shards or -(-actors // _ACTORS_PER_SHARD)) if replayed else 0,
+        inference_cores=1 if rollout.inference == "shared" and not gpu else 0,
     )
 
 
@@ -99,7 +115,8 @@ def reserved_cores(plan: Plan) -> int:
 
     Shards reserve none: they copy memory now and then.
     """
-    return plan.actors * plan.env_threads + (0 if plan.in_turn else plan.learner_threads)
+    learner = 0 if plan.in_turn else plan.learner_threads
+    return plan.actors * plan.env_threads + learner + plan.inference_cores
 
 
 def shard_bytes(config: RunConfig, plan: Plan) -> int:

@@ -6,10 +6,11 @@ Unrolls and weights travel as references: from rollout actor to learner and back
 import logging
 import os
 import socket
+import time
 from collections import deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 # Ray would run every worker through `uv run` on a copy of the working directory when it sees uv as the
@@ -28,9 +29,11 @@ from mario_dist.errors import UserError
 from mario_dist.evaluation import evaluate
 from mario_dist.learner import StagedBatch
 from mario_dist.nets import set_weights
+from mario_dist.rollout import Inference, SharedInference
 from mario_dist.system.build import make_learner, make_network, make_worker, training_protocol
 from mario_dist.system.plan import Plan
 from mario_dist.system.ports import Collected, Order
+from mario_dist.system.ray_inference import RayServer, inference_actor
 from mario_dist.types import Arrays, EpisodeRecord, EvalReport, StepReport, Unroll, Weights
 
 Ref = Any
@@ -54,7 +57,15 @@ class Meta:
 class RolloutActor:
     """A thin shell around ``RolloutWorker``."""
 
-    def __init__(self, config: RunConfig, plan: Plan, actor: int, incarnation: int, state: Arrays) -> None:
+    def __init__(
+        self,
+        config: RunConfig,
+        plan: Plan,
+        actor: int,
+        incarnation: int,
+        state: Arrays,
+        inference: Inference | None,
+    ) -> None:
         torch.set_num_threads(plan.actor_torch_threads)
         self._worker = make_worker(
             config,
@@ -63,14 +74,19 @@ class RolloutActor:
             actor=actor,
             actors=plan.actors,
             incarnation=incarnation,
+            inference=inference,
         )
         if state:
             self._worker.restore(state)
+        self._cpu_s = time.process_time()
 
     def collect(self, weights: Weights, progress: float) -> tuple[Unroll, Meta]:
         result = self._worker.collect(weights, progress)
-        unroll = result.unroll
-        return unroll, Meta(unroll.steps, unroll.weights_version, result.episodes, result.seconds)
+        unroll, seconds = result.unroll, dict(result.seconds)
+        # What is neither: bookkeeping, and since the last time serialisation and Ray's threads.
+        cpu_s, self._cpu_s = time.process_time() - self._cpu_s, time.process_time()
+        seconds["other_cpu"] = cpu_s - seconds["environment_cpu"] - seconds["inference_cpu"]
+        return unroll, Meta(unroll.steps, unroll.weights_version, result.episodes, seconds)
 
     def state(self) -> Arrays:
         return self._worker.state()
@@ -84,6 +100,7 @@ class LearnerActor:
         if state is not None:
             self._learner.restore(state)
         self._staged: deque[StagedBatch] = deque()
+        self._cpu_s = time.process_time()
 
     @ray.method(concurrency_group="staging")
     def stage(self, *unrolls: Unroll) -> None:
@@ -92,7 +109,11 @@ class LearnerActor:
 
     def run(self, progress: float, _staged: None) -> tuple[StepReport, Weights]:
         """Learn from the oldest staged batch. ``_staged`` is there once it is."""
-        return self._learner.learn(self._staged.popleft(), progress), self._learner.weights()
+        report = self._learner.learn(self._staged.popleft(), progress)
+        # Since the last report: serialisation and Ray's threads are in it.
+        cpu_s, self._cpu_s = time.process_time() - self._cpu_s, time.process_time()
+        report = replace(report, metrics={**report.metrics, "learn_cpu_s": cpu_s})
+        return report, self._learner.weights()
 
     def weights(self) -> Weights:
         return self._learner.weights()
@@ -112,9 +133,18 @@ def _evaluate(config: RunConfig, weights: Weights) -> EvalReport:
 class RayRollouts:
     """One rollout actor per plan.actors; one that dies is replaced by its next incarnation."""
 
-    def __init__(self, config: RunConfig, plan: Plan, states: Sequence[Arrays], incarnation: int) -> None:
+    def __init__(
+        self,
+        config: RunConfig,
+        plan: Plan,
+        states: Sequence[Arrays],
+        incarnation: int,
+        inference: Any = None,
+    ) -> None:
+        """``inference``: the handle of an ``InferenceActor`` that the actors share."""
         self._config = config
         self._plan = plan
+        self._inference = inference
         self._actor_class = ray.remote(num_cpus=plan.env_threads, max_restarts=0)(RolloutActor)
         self._incarnations = [incarnation] * plan.actors
         self._actors = [self._spawn(i, states[i] if states else {}) for i in range(plan.actors)]
@@ -131,6 +161,8 @@ class RayRollouts:
         return len(self._pending)
 
     def submit(self, weights: Ref, progress: float) -> None:
+        if self._inference is not None and weights is not self._asked[0]:
+            self._inference.load.remote(weights)
         self._asked = weights, progress
         for index in range(self.n_actors):
             if index not in self._pending:
@@ -178,9 +210,14 @@ class RayRollouts:
     def close(self) -> None:
         for actor in self._actors:
             ray.kill(actor)
+        if self._inference is not None:
+            ray.kill(self._inference)
 
     def _spawn(self, index: int, state: Arrays) -> Any:
-        return self._actor_class.remote(self._config, self._plan, index, self._incarnations[index], state)
+        incarnation = self._incarnations[index]
+        client = (index, incarnation)
+        inference = None if self._inference is None else SharedInference(RayServer(self._inference), client)
+        return self._actor_class.remote(self._config, self._plan, index, incarnation, state, inference)
 
     def _collect(self, index: int) -> None:
         unroll, meta = self._actors[index].collect.options(num_returns=2).remote(*self._asked)
@@ -265,12 +302,26 @@ class RayLearner:
         ray.kill(self._actor)
 
 
+def ray_rollouts(
+    config: RunConfig, plan: Plan, states: Sequence[Arrays], incarnation: int, *, gpu: bool
+) -> RayRollouts:
+    """Actors with networks of their own, or with the one that they share."""
+    shared = config.rollout.inference == "shared"
+    inference = inference_actor(config, gpus=0.5 * gpu) if shared else None
+    return RayRollouts(config, plan, states, incarnation, inference)
+
+
+def learner_gpus(config: RunConfig, *, gpu: bool) -> float:
+    """What the learner reserves: a shared inference actor gets the other half."""
+    return gpu * (0.5 if config.rollout.inference == "shared" else 1.0)
+
+
 def ray_learner(config: RunConfig, plan: Plan, state: Arrays | None, *, gpu: bool) -> RayLearner:
     """A learner that takes each unroll once."""
     actor_class = ray.remote(  # type: ignore[call-overload]  # which knows no concurrency groups
         # In turn with the actors, it uses their cores and reserves none.
         num_cpus=0 if plan.in_turn else plan.learner_threads,
-        num_gpus=int(gpu),
+        num_gpus=learner_gpus(config, gpu=gpu),
         concurrency_groups={"staging": 1},
     )(LearnerActor)
     actor: Any = actor_class.remote(config, plan, state)

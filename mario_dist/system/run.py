@@ -231,9 +231,9 @@ class _Driver:
     def rollouts(self, states: list[Arrays], incarnation: int) -> Rollouts[Any, Any]:
         if self._plan.driver == "local":
             return self._closing(LocalRollouts(self._config, self._plan, states, incarnation))
-        from mario_dist.system.ray import RayRollouts
+        from mario_dist.system.ray import ray_rollouts
 
-        return self._closing(RayRollouts(self._config, self._plan, states, incarnation))
+        return self._closing(ray_rollouts(self._config, self._plan, states, incarnation, gpu=self._gpu))
 
     def learner(
         self, state: Arrays | None, saved_replay: Path | None, note: Callable[[str], None]
@@ -290,8 +290,10 @@ def _workers_fit(config: RunConfig, plan: Plan, resume: TrainState, states: list
     same_env = _env_before(resume) == config.env
     if same_env and config.env.kind == "mario" and config.env.emulator == "native":
         same_env = _loads(states)
-    lanes = {int(state["env.clock.length"].shape[0]) for state in states if state}
-    return same_env and len(states) == plan.actors and lanes <= {plan.lanes}
+    # Of each group of lanes.
+    lanes = [[len(v) for k, v in state.items() if k.endswith(".clock.length")] for state in states if state]
+    same_lanes = all(sum(n) == plan.lanes and len(n) == config.rollout.groups for n in lanes)
+    return same_env and len(states) == plan.actors and same_lanes
 
 
 def _resumed(state: TrainState) -> Resumed:

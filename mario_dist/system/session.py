@@ -87,6 +87,7 @@ class Session:
         self._x_best: int | None = None
         self._restarts = 0
         self._replay_lost = 0
+        self._busy = (self._started_at, machine.busy_core_seconds())
 
     @property
     def checkpoints(self) -> Path:
@@ -121,6 +122,7 @@ class Session:
             "queue_depth": float(iteration.queue_depth),
             "actor_restarts": float(iteration.restarts),
             "episodes": float(counters.episodes),
+            **self._cores_busy(),
         }
         for name in ("x_pos_mean", "x_pos_best", "clear_rate", "return_mean"):
             value = getattr(progress, name)
@@ -188,6 +190,14 @@ class Session:
         if kind == "final":
             self._tracker.artifacts(path, "checkpoints/final", FILES)
         self.note(f"checkpoint {path}{' (the best so far)' if best else ''}")
+
+    def _cores_busy(self) -> dict[str, float]:
+        """How many of this machine's cores were busy since the iteration before."""
+        (then, busy_then), now, busy = self._busy, time.monotonic(), machine.busy_core_seconds()
+        self._busy = now, busy
+        if busy is None or busy_then is None or now <= then:
+            return {}
+        return {"cores_busy": (busy - busy_then) / (now - then)}
 
     def _wall_s(self) -> float:
         """Seconds of training since the run began, over all its processes."""

@@ -47,6 +47,9 @@ def test_the_configs_show_every_reward_preset() -> None:
         ({"replay": {"capacity": 10}}, "replay: min_size (20,000) must not be larger than capacity (10)"),
         ({"replay": {"compression": "zip"}}, "replay.compression: input should be 'none' or 'lz4'"),
         ({"learner": {"device": "tpu"}}, "learner.device: input should be"),
+        ({"system": {"max_policy_lag": 2}}, "system.max_policy_lag=2: ppo bears 1"),
+        ({"system": {"max_policy_lag": -1}}, "system: max_policy_lag must not be negative"),
+        ({"rollout": {"groups": 0}}, "rollout: actors, lanes and threads must not be negative"),
     ],
 )
 def test_bad_values_are_one_line_that_names_the_key(tree: dict[str, object], expected: str) -> None:

@@ -4,6 +4,7 @@ import json
 import os
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
@@ -168,3 +169,14 @@ def test_available_memory_is_what_is_free_and_what_the_cgroup_has_left(
     assert machine.available_gib() == pytest.approx(0.5)
     (tmp_path / "memory.stat").write_text(f"anon 5\ninactive_file {2**28}\nactive_file 7\n")
     assert machine.available_gib() == pytest.approx(0.75), "cached files can be taken back"
+
+
+def test_busy_core_seconds_grow_with_work() -> None:
+    before = machine.busy_core_seconds()
+    assert before is not None
+    until = time.process_time() + 0.3
+    while time.process_time() < until:
+        pass
+    after = machine.busy_core_seconds()
+    assert after is not None
+    assert after - before >= 0.2

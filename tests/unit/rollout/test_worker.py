@@ -13,7 +13,7 @@ from mario_dist.env import EnvConfig, ProbeVectorEnv
 from mario_dist.learner.batch import make_batch, stack_index
 from mario_dist.nets import ActorCritic, NetworkConfig, build_network, get_weights
 from mario_dist.rollout import RolloutWorker
-from mario_dist.rollout import worker as worker_module
+from mario_dist.rollout import inference as inference_module
 from mario_dist.types import EpisodeRecord, Unroll, Weights
 
 K, LANES, LENGTH = 3, 4, 9
@@ -168,7 +168,8 @@ def test_every_ended_episode_is_recorded_with_the_weights_that_ended_it() -> Non
         ]
         assert [(r.episode.lane, r.episode.end) for r in result.episodes] == ended
         assert {r.weights_version for r in result.episodes} == {version}
-        assert set(result.seconds) == {"inference", "environment"}
+        parts = {"inference", "environment", "inference_cpu", "environment_cpu"}
+        assert set(result.seconds) == parts
 
 
 @pytest.mark.parametrize("through_files", [False, True])
@@ -220,9 +221,9 @@ def test_unrolls_do_not_share_memory() -> None:
 
 def test_weights_are_set_only_when_their_version_is_new(monkeypatch: pytest.MonkeyPatch) -> None:
     calls: list[int] = []
-    original = worker_module.set_weights
+    original = inference_module.set_weights
     monkeypatch.setattr(
-        worker_module, "set_weights", lambda net, arrays: calls.append(1) or original(net, arrays)
+        inference_module, "set_weights", lambda net, arrays: calls.append(1) or original(net, arrays)
     )
     collecting = a_worker()
     for version, expected in ((0, 1), (0, 1), (1, 2), (1, 2), (5, 3), (5, 3)):

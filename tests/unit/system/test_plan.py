@@ -50,6 +50,32 @@ def test_what_is_configured_is_done() -> None:
     assert reserved_cores(plan) == 6
 
 
+IMPALA: dict[str, object] = {"algo": {"name": "impala"}}
+
+
+def test_impala_on_ray_lets_actors_and_learner_divide_the_cores() -> None:
+    for cores in (2, 4, 16, 64):
+        plan = make_plan(parse({**IMPALA, "system": {"driver": "ray"}}), cores, gpu=False)
+        assert not plan.in_turn
+        assert reserved_cores(plan) == cores
+        assert plan.learner_threads >= plan.actors, "learning takes longer than acting"
+        assert make_plan(parse({**IMPALA, "system": {"driver": "ray"}}), cores, gpu=True).actors == cores - 1
+    in_step = make_plan(parse({**IMPALA, "system": {"driver": "ray", "max_policy_lag": 0}}), 4, gpu=False)
+    assert in_step.in_turn
+
+
+def test_groups_and_a_shared_network_are_checked_first() -> None:
+    shared = {"inference": "shared", "groups": 2}
+    plan = make_plan(parse({**IMPALA, "rollout": {**shared, "actors": 2}}), 4, gpu=False)
+    assert plan.driver == "ray", "its actors are processes"
+    assert plan.inference_cores == 1
+    assert make_plan(parse({**IMPALA, "rollout": shared}), 4, gpu=True).inference_cores == 0
+    with pytest.raises(UserError, match="inference=shared serves actors in processes of their own"):
+        make_plan(parse({"rollout": shared, "system": {"driver": "local"}}), 4, gpu=False)
+    with pytest.raises(UserError, match=r"rollout.groups=3 of 2 lane\(s\)"):
+        make_plan(parse({"rollout": {"groups": 3, "lanes": 2}}), 4, gpu=False)
+
+
 APEX: dict[str, object] = {"algo": {"name": "apex"}, "replay": {"capacity": 100_000, "min_size": 10_000}}
 
 
