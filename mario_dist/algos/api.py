@@ -52,27 +52,23 @@ class LossOut(NamedTuple):
     metrics: Mapping[str, Tensor]
 
 
-def next_values(
-    network: ActorCritic, batch: Batch, value_TN: Tensor, index_N: Tensor | None = None
-) -> Tensor:
+def next_values(network: ActorCritic, batch: Batch, value_TN: Tensor) -> Tensor:
     """The values of the observations that the steps really led to: float32 [T, N].
 
-    ``value_TN`` are those of the steps' own observations, of the lanes ``index_N`` where it is given. The
-    network values the bootstrap's and the true final frames'. Where a step was terminal they mean nothing.
+    ``value_TN`` are those of the steps' own observations. The network values the bootstrap's and the true
+    final frames'. Where a step was terminal they mean nothing.
     """
     next_value_TN = torch.empty_like(value_TN)
     next_value_TN[:-1] = value_TN[1:]
-    index_N = torch.arange(batch.action_TN.shape[1]) if index_N is None else index_N
-    index_N = index_N.to(value_TN.device)
-    next_value_TN[-1] = network(batch.stack(batch.bootstrap_index_NK[index_N])).value_B
+    next_value_TN[-1] = network(batch.stack(batch.bootstrap_index_NK)).value_B
     if len(batch.final_tn_F2):
         t_F, n_F = batch.final_tn_F2.unbind(1)
-        # Those of these lanes, and where among them each lane is.
-        at_F, column_F = (n_F[:, None] == index_N).nonzero().unbind(1)
-        if len(at_F):
-            final_value_F = network(batch.stack(batch.final_index_FK[at_F])).value_B
-            next_value_TN[t_F[at_F], column_F] = final_value_F
+        next_value_TN[t_F, n_F] = network(batch.stack(batch.final_index_FK)).value_B
     return next_value_TN
+
+
+Epochs = list[list[Tensor]]
+"""Passes over a batch: the indices of the samples of each gradient step."""
 
 
 class Algorithm[S](Protocol):
@@ -86,7 +82,7 @@ class Algorithm[S](Protocol):
     def prepare(self, network: ActorCritic, batch: Batch) -> S:
         """Targets for a batch, without gradients."""
 
-    def minibatches(self, samples: S, generator: torch.Generator) -> list[list[Tensor]]:
+    def minibatches(self, batch: Batch, samples: S, generator: torch.Generator) -> Epochs:
         """For each epoch, the sample indices of each gradient step."""
 
     def loss(

@@ -6,13 +6,13 @@ names it (the idea is IMPACT's; Luo et al. 2020).
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import ClassVar, Literal
+from typing import ClassVar, Literal, NamedTuple
 
 import torch
 from torch import Tensor
 
-from mario_dist.algos.api import Batch, LossOut, next_values
-from mario_dist.nets.network import ActorCritic
+from mario_dist.algos.api import Batch, Epochs, LossOut, next_values
+from mario_dist.nets.network import ActorCritic, NetOut
 from mario_dist.ops.losses import approx_kl, clipped_surrogate, entropy, value_loss
 from mario_dist.ops.returns import explained_variance, vtrace
 from mario_dist.ops.schedules import linear
@@ -25,7 +25,8 @@ class ImpalaConfig:
     vtrace_lambda, rho_clip, c_clip: of ``ops.returns.vtrace``. clip: the surrogate's clip range, None for
     the plain policy gradient.
     batch_unrolls: unrolls in a batch, of whichever actors they are; 0 for half as many as there are actors.
-    minibatch: samples per gradient step, in whole lanes; 0 for the whole batch at once.
+    minibatch: samples per gradient step; 0 for the whole batch at once. With fewer than the batch has, the
+    targets take a forward pass of their own.
     reuse: how often a batch is learned from on average; reuse_buffer: newest batches that are drawn from.
     optimiser_eps: the paper's RMSProp has 0.1, Adam wants less.
     """
@@ -63,54 +64,49 @@ class ImpalaConfig:
             raise ValueError("reuse and reuse_buffer must be at least 1, batch_unrolls and minibatch 0")
 
 
+class Targets(NamedTuple):
+    """V-trace's, of every step: float32 [T * N]."""
+
+    target_B: Tensor
+    advantage_B: Tensor
+
+
 @dataclass(frozen=True, slots=True)
 class Impala:
     """The ``Algorithm`` of this module. Off-policy by as much as V-trace's clipping bears."""
 
     config: ImpalaConfig
 
-    def prepare(self, network: ActorCritic, batch: Batch) -> Batch:
-        """Nothing: targets follow the network from minibatch to minibatch."""
-        return batch
+    @torch.no_grad()
+    def prepare(self, network: ActorCritic, batch: Batch) -> Targets | None:
+        """Targets of the network as it is now; None where the loss of the whole batch makes them itself,
+        from the pass that it makes anyway."""
+        if self._whole(batch):
+            return None
+        out = network(batch.stack(batch.stack_index_TNK.flatten(0, 1)))
+        log_ratio_B = _log_prob(out, batch.action_TN.flatten()) - batch.log_prob_TN.flatten()
+        return self._targets(network, batch, log_ratio_B, out.value_B)
 
-    def minibatches(self, samples: Batch, generator: torch.Generator) -> list[list[Tensor]]:
-        """One pass over the lanes, whole ones: V-trace looks along time."""
-        t_max, n = samples.action_TN.shape
-        if not self.config.minibatch or self.config.minibatch >= t_max * n:
-            return [[torch.arange(n)]]
-        lanes = max(1, self.config.minibatch // t_max)
-        return [list(torch.split(torch.randperm(n, generator=generator), lanes))]
+    def minibatches(self, batch: Batch, samples: Targets | None, generator: torch.Generator) -> Epochs:
+        """One pass over all samples: at once, or in a new order cut into minibatches."""
+        count = batch.action_TN.numel()
+        if samples is None:
+            return [[torch.arange(count)]]
+        return [list(torch.split(torch.randperm(count, generator=generator), self.config.minibatch))]
 
     def loss(
-        self, network: ActorCritic, batch: Batch, samples: Batch, index_N: Tensor, progress: float
+        self, network: ActorCritic, batch: Batch, samples: Targets | None, index_B: Tensor, progress: float
     ) -> LossOut:
-        """Policy loss + value_coef * value loss - entropy_coef * entropy, over the lanes ``index_N``."""
+        """Policy loss + value_coef * value loss - entropy_coef * entropy, over one minibatch."""
         config = self.config
-        action_TN, reward_TN, behaviour_log_prob_TN, terminated_TN, truncated_TN = (
-            whole[:, index_N]
-            for whole in (
-                batch.action_TN, batch.reward_TN, batch.log_prob_TN, batch.terminated_TN, batch.truncated_TN
-            )
-        )  # fmt: skip
-        out = network(batch.stack(batch.stack_index_TNK[:, index_N].flatten(0, 1)))
+        out = network(batch.stack(batch.stack_index_TNK.flatten(0, 1)[index_B]))
         log_prob_BA = out.logits_BA.log_softmax(-1)
-        log_prob_B = log_prob_BA.gather(1, action_TN.reshape(-1, 1)).squeeze(1)
-        value_TN = out.value_B.view(action_TN.shape)
-        log_ratio_B = log_prob_B - behaviour_log_prob_TN.flatten()
+        log_prob_B = _log_prob(out, batch.action_TN.flatten()[index_B])
+        log_ratio_B = log_prob_B - batch.log_prob_TN.flatten()[index_B]
         with torch.no_grad():
-            target_TN, advantage_TN = vtrace(
-                log_ratio_B.view(action_TN.shape),
-                reward_TN,
-                value_TN,
-                next_values(network, batch, value_TN.detach(), index_N),
-                terminated_TN,
-                terminated_TN | truncated_TN,
-                gamma=config.gamma,
-                lam=config.vtrace_lambda,
-                rho_clip=config.rho_clip,
-                c_clip=config.c_clip,
-            )
-            advantage_B = advantage_TN.flatten()
+            if samples is None:
+                samples = self._targets(network, batch, log_ratio_B.detach(), out.value_B.detach())
+            target_B, advantage_B = samples.target_B[index_B], samples.advantage_B[index_B]
             if config.normalise_advantages and len(advantage_B) > 1:
                 advantage_B = (advantage_B - advantage_B.mean()) / (advantage_B.std() + 1e-8)
             rho_B = log_ratio_B.exp().clamp(max=config.rho_clip)
@@ -118,7 +114,7 @@ class Impala:
             policy = -(rho_B * advantage_B * log_prob_B).mean()
         else:
             policy = clipped_surrogate(log_ratio_B, advantage_B, config.clip)
-        value = value_loss(out.value_B, out.value_B, target_TN.flatten(), clip=None)
+        value = value_loss(out.value_B, out.value_B, target_B, clip=None)
         bonus = entropy(log_prob_BA)
         total = policy + config.value_coef * value - linear(config.entropy_coef, progress) * bonus
         with torch.no_grad():
@@ -129,14 +125,38 @@ class Impala:
                 "approx_kl": approx_kl(log_ratio_B),
                 "rho_mean": rho_B.mean(),
                 "rho_clipped": (log_ratio_B.exp() > config.rho_clip).float().mean(),
-                "explained_variance": explained_variance(out.value_B, target_TN.flatten()),
+                "explained_variance": explained_variance(out.value_B, target_B),
                 "value_mean": out.value_B.mean(),
-                "return_target_mean": target_TN.mean(),
+                "return_target_mean": target_B.mean(),
             }
         return LossOut(total, metrics)
 
     def stop(self, metrics: Mapping[str, Tensor]) -> bool:
         return False
 
-    def diagnose(self, samples: Batch) -> dict[str, float]:
+    def diagnose(self, samples: Targets | None) -> dict[str, float]:
         return {}
+
+    def _whole(self, batch: Batch) -> bool:
+        return not 0 < self.config.minibatch < batch.action_TN.numel()
+
+    def _targets(self, network: ActorCritic, batch: Batch, log_ratio_B: Tensor, value_B: Tensor) -> Targets:
+        config, value_TN = self.config, value_B.view(batch.action_TN.shape)
+        target_TN, advantage_TN = vtrace(
+            log_ratio_B.view(value_TN.shape),
+            batch.reward_TN,
+            value_TN,
+            next_values(network, batch, value_TN),
+            batch.terminated_TN,
+            batch.terminated_TN | batch.truncated_TN,
+            gamma=config.gamma,
+            lam=config.vtrace_lambda,
+            rho_clip=config.rho_clip,
+            c_clip=config.c_clip,
+        )
+        return Targets(target_TN.flatten(), advantage_TN.flatten())
+
+
+def _log_prob(out: NetOut, action_B: Tensor) -> Tensor:
+    """Of these actions: float32 [B]."""
+    return out.logits_BA.log_softmax(-1).gather(1, action_B[:, None]).squeeze(1)

@@ -7,7 +7,7 @@ from typing import ClassVar, Literal
 import torch
 from torch import Tensor
 
-from mario_dist.algos.api import Batch, LossOut, next_values
+from mario_dist.algos.api import Batch, Epochs, LossOut, next_values
 from mario_dist.nets.network import ActorCritic
 from mario_dist.ops.losses import approx_kl, clipped_surrogate, entropy, value_loss
 from mario_dist.ops.returns import explained_variance, gae
@@ -89,9 +89,9 @@ class PPO:
             return_B=(advantage_TN + batch.value_TN).flatten(),
         )
 
-    def minibatches(self, samples: Samples, generator: torch.Generator) -> list[list[Tensor]]:
+    def minibatches(self, batch: Batch, samples: Samples, generator: torch.Generator) -> Epochs:
         """A new permutation of all samples for each epoch, cut into minibatches."""
-        n = len(samples.action_B)
+        n = batch.action_TN.numel()
         return [
             list(torch.split(torch.randperm(n, generator=generator), self.config.minibatch))
             for _ in range(self.config.epochs)

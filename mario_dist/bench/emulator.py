@@ -125,28 +125,33 @@ def _processes(config: EnvConfig, lanes: int, count: int, seconds: float) -> flo
     """How much more ``count`` processes do than one: what the machine's cores can give."""
 
     def total(n: int) -> float:
-        workload = json.dumps({**asdict(config), "emulator": NATIVE})
-        command = [sys.executable, "-m", __name__, str(max(1, lanes // n)), str(seconds), workload]
-        # All are ready before any starts: each waits for a line, then plays.
-        children = [
-            subprocess.Popen(
-                command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, env=os.environ.copy()
-            )
-            for _ in range(n)
-        ]
-        for child in children:
-            assert child.stdout is not None
-            child.stdout.readline()
-        for child in children:
-            assert child.stdin is not None
-            child.stdin.write("go\n")
-            child.stdin.flush()
-        rates = [child.communicate()[0] for child in children]
-        if any(child.returncode for child in children):
-            raise UserError("a process of the benchmark failed; its error stands above")
-        return sum(float(rate) for rate in rates)
+        return processes_rate(config, max(1, lanes // n), n, seconds)
 
     return statistics.median(total(count) / total(1) for _ in range(3))
+
+
+def processes_rate(config: EnvConfig, lanes: int, count: int, seconds: float) -> float:
+    """Agent steps/s of ``count`` processes together, each with ``lanes`` emulators and one thread."""
+    workload = json.dumps({**asdict(config), "emulator": NATIVE})
+    command = [sys.executable, "-m", __name__, str(lanes), str(seconds), workload]
+    # All are ready before any starts: each waits for a line, then plays.
+    children = [
+        subprocess.Popen(
+            command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, env=os.environ.copy()
+        )
+        for _ in range(count)
+    ]
+    for child in children:
+        assert child.stdout is not None
+        child.stdout.readline()
+    for child in children:
+        assert child.stdin is not None
+        child.stdin.write("go\n")
+        child.stdin.flush()
+    rates = [child.communicate()[0] for child in children]
+    if any(child.returncode for child in children):
+        raise UserError("a process of the benchmark failed; its error stands above")
+    return sum(float(rate) for rate in rates)
 
 
 def _step_parts(config: EnvConfig, lanes: int, repeats: int = 300) -> dict[str, float]:

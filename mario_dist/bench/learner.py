@@ -10,6 +10,7 @@ from mario_dist import machine
 from mario_dist.algos.apex import ApexConfig
 from mario_dist.algos.impala import ImpalaConfig
 from mario_dist.algos.ppo import PPOConfig
+from mario_dist.bench.bare import bare_step
 from mario_dist.config import RunConfig
 from mario_dist.nets import get_weights
 from mario_dist.replay import ShardedReplay
@@ -28,28 +29,38 @@ def bench_learner(config: RunConfig, threads: Sequence[int], steps: int) -> dict
     agent_steps_per_s is what the learner bears: at the algorithm's epochs, or at the run's replay ratio. A
     step of an algorithm with a replay is 8 updates, drawing the batches and writing priorities back
     included; ``updates_per_s`` counts them.
+    A step of the others is an unroll's, making the batch of it included; ``bare_samples_per_s`` are those of
+    a bare loop (``bench.bare``), whose steps alternate with the learner's, and ``share_of_bare`` is what the
+    learner reaches of them.
     """
     replayed = isinstance(config.algo, ApexConfig)
     unrolls = _collect(config, _REPLAYED_UNROLLS if replayed else 1)
     rows: list[dict[str, Any]] = []
     for count in threads:
         step, samples, device = (_replayed if replayed else _on_policy)(config, count, unrolls)
-        rates = []
-        for i in range(steps + 1):
-            at = time.perf_counter()
-            step()
-            if i:
-                rates.append(samples / (time.perf_counter() - at))
-        rate = statistics.median(rates)
+        calls = [step] if replayed else [step, bare_step(config, unrolls[0], count)]
+        rate, *bare = (samples / seconds for seconds in _alternately(calls, steps))
         row = {"threads": count, "device": device, "samples_per_s": rate}
         if isinstance(config.algo, ApexConfig):
             row["agent_steps_per_s"] = rate / config.replay.samples_per_insert
             row["updates_per_s"] = rate / config.algo.batch
         else:
             row["agent_steps_per_s"] = rate / _passes(config.algo)
+            row |= {"bare_samples_per_s": bare[0], "share_of_bare": rate / bare[0]}
         rows.append(row)
     best = max(rows, key=lambda row: float(row["samples_per_s"]))
     return {"machine": machine.describe(), "mario-dist": best, "rows": rows}
+
+
+def _alternately(calls: Sequence[Callable[[], object]], rounds: int) -> list[float]:
+    """The median seconds of each call over ``rounds`` rounds of all of them, after one to warm up."""
+    seconds: list[list[float]] = [[] for _ in calls]
+    for _ in range(rounds + 1):
+        for call, taken in zip(calls, seconds, strict=True):
+            at = time.perf_counter()
+            call()
+            taken.append(time.perf_counter() - at)
+    return [statistics.median(taken[1:]) for taken in seconds]
 
 
 def _collect(config: RunConfig, count: int) -> list[Unroll]:

@@ -3,7 +3,13 @@
 Run as ``python -m mario_dist.bench.ours '<PeerSettings as JSON>'``.
 """
 
+import os
+import signal
 import tempfile
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, nullcontext
+from functools import partial
 from itertools import pairwise
 from pathlib import Path
 from statistics import median
@@ -26,7 +32,7 @@ from mario_dist.config import (
     RunConfig,
     SystemConfig,
 )
-from mario_dist.store import RunStore
+from mario_dist.store import RunRow, RunStore
 from mario_dist.system.run import run_training
 
 
@@ -36,7 +42,7 @@ def run_config(settings: PeerSettings) -> RunConfig:
     return RunConfig(
         name="bench",
         seed=settings.seed,
-        total_steps=iterations * settings.batch,
+        total_steps=iterations * settings.turn,
         env=env_config(settings),
         network=network_config(settings),
         algo=PPOConfig(
@@ -71,20 +77,12 @@ def train(config: RunConfig, iterations: int, updates: int = 0) -> PeerResult:
     everything between two learner steps counts; what is not collecting counts as learning. updates: in each
     iteration, where they count.
     """
-    with tempfile.TemporaryDirectory() as folder:
-        url = f"sqlite:///{folder}/mario.db"
-        result = run_training(
-            config, Path(folder), store_url=url, tracking_uri=f"sqlite:///{folder}/mlflow.db"
-        )
-        with RunStore(url) as store:
-            rows = store.metrics(result.run_id, ["collect_s"])
-            parts = {
-                name: median(
-                    row["value"] for row in store.metrics(result.run_id, [f"{name}_s"])[-iterations:]
-                )
-                for name in ("worker_environment", "worker_inference", "learn")
-            }
-            plan = store.get_run(result.run_id).machine["plan"]
+    with trained(config) as (store, run):
+        rows = store.metrics(run.id, ["collect_s"])
+        parts = {
+            name: median(row["value"] for row in store.metrics(run.id, [f"{name}_s"])[-iterations:])
+            for name in ("worker_environment", "worker_inference", "learn")
+        }
     # The first iteration has no predecessor in the store; there is at least one warm-up to give up.
     measured = [
         Iteration(
@@ -94,7 +92,47 @@ def train(config: RunConfig, iterations: int, updates: int = 0) -> PeerResult:
         )
         for before, now in pairwise(rows)
     ]
-    return summarise(measured[-iterations:], {"plan": plan, "seconds_of_parts": parts}, updates)
+    return summarise(
+        measured[-iterations:], {"plan": run.machine["plan"], "seconds_of_parts": parts}, updates
+    )
+
+
+@contextmanager
+def trained(
+    config: RunConfig, enough: Callable[[RunStore], bool] | None = None
+) -> Iterator[tuple[RunStore, RunRow]]:
+    """Train as ``config`` says, in a directory that is thrown away: the store and the run in it.
+
+    enough: asked once a second; as soon as it says so the run is stopped, as a user stops it.
+    """
+    with tempfile.TemporaryDirectory() as folder:
+        url = f"sqlite:///{folder}/mario.db"
+        with RunStore(url) as store:
+            with _stopped_when(partial(enough, store)) if enough is not None else nullcontext():
+                result = run_training(
+                    config, Path(folder), store_url=url, tracking_uri=f"sqlite:///{folder}/mlflow.db"
+                )
+            yield store, store.get_run(result.run_id)
+
+
+@contextmanager
+def _stopped_when(enough: Callable[[], bool]) -> Iterator[None]:
+    """Within the block, this process is sent a SIGTERM once ``enough`` says so."""
+    ended = threading.Event()
+
+    def watch() -> None:
+        while not ended.wait(1.0):
+            if enough():
+                os.kill(os.getpid(), signal.SIGTERM)
+                return
+
+    thread = threading.Thread(target=watch, daemon=True)
+    thread.start()
+    try:
+        yield
+    finally:
+        ended.set()
+        thread.join()
 
 
 if __name__ == "__main__":

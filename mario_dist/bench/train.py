@@ -5,7 +5,7 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 from mario_dist import machine
-from mario_dist.bench.peers import DQNSettings, Settings, run_peer
+from mario_dist.bench.peers import Settings, check_peer, run_peer
 from mario_dist.bench.peers.process import run_in_child
 
 OURS = "mario-dist"
@@ -14,6 +14,7 @@ VARIANTS: dict[str, dict[str, str]] = {
     "nes-py": {"emulator": "nes-py"},
 }
 """Ours once more: with the default configuration's small CNN, and on the slow emulator."""
+_MODULES = {"PPO": "ours", "DQN": "ours_apex", "IMPALA": "ours_impala"}
 _TIMEOUT_S = 1800.0
 
 
@@ -23,8 +24,11 @@ def bench_train(
     """``{"machine", "settings", "mario-dist": {...}, "mario-dist VARIANT": {...}, peer: {...},
     "ratio": {peer: ours / theirs}, "ratio_of": {"mario-dist VARIANT": {peer: ...}}}``.
 
-    Raises ``UserError`` where a peer is unknown, missing or fails.
+    Raises ``UserError`` where a peer is unknown, missing or lacks the algorithm, before anything is measured,
+    and where one fails.
     """
+    for peer in peers:
+        check_peer(peer, settings)
     document: dict[str, Any] = {"machine": machine.describe(), "settings": dataclasses.asdict(settings)}
     # The peers' threads are what the caller asked for; ours are what our plan says.
     ours = {OURS: settings} | {
@@ -33,7 +37,7 @@ def bench_train(
     }
     for name, workload in ours.items():
         announce(f"measuring {name}")
-        module = f"{__package__}.ours_apex" if isinstance(settings, DQNSettings) else f"{__package__}.ours"
+        module = f"{__package__}.{_MODULES[settings.algo]}"
         result = run_in_child(module, dataclasses.replace(workload, torch_threads=0), _TIMEOUT_S)
         document[name] = dataclasses.asdict(result)
     for peer in peers:

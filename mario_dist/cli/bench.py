@@ -2,13 +2,16 @@
 
 import json
 from collections.abc import Mapping, Sequence
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 from rich.console import Console
 from rich.table import Table
 
 from mario_dist.cli.options import Rom
+
+if TYPE_CHECKING:
+    from mario_dist.bench.peers import Settings
 
 bench_app = typer.Typer(no_args_is_help=True, help="Measure this machine, and the peers on the same work.")
 
@@ -179,7 +182,7 @@ def learner(
     steps: Annotated[int, typer.Option(min=1, help="Measured learner steps of each count.")] = 3,
     as_json: Json = False,
 ) -> None:
-    """Samples per second of the learner on a real unroll.
+    """Samples per second of the learner on a real unroll, and of a bare PyTorch loop on the same.
 
     Example: mario-dist bench learner network.torso=nature network.hidden=512
     """
@@ -187,7 +190,10 @@ def learner(
     from mario_dist.cli.config import read_config
 
     document = bench_learner(read_config(arguments or []), _threads(threads), steps)
-    _show(document, ("threads", "device", "samples_per_s", "agent_steps_per_s"), as_json)
+    bare = [name for name in ("bare_samples_per_s",) if name in document["mario-dist"]]
+    _show(document, ("threads", "device", "samples_per_s", "agent_steps_per_s", *bare), as_json)
+    if not as_json and bare:
+        print(f"{document['mario-dist']['share_of_bare']:.1%} of a bare PyTorch loop")
 
 
 @bench_app.command()
@@ -198,16 +204,31 @@ def train(
     also: Annotated[
         str, typer.Option(help="Ours once more: small (the default's small CNN), nes-py (the slow emulator).")
     ] = "",
-    algo: Annotated[str, typer.Option(help="ppo, or apex beside the peers' DQN.")] = "ppo",
-    envs: Annotated[int, typer.Option(min=1)] = 8,
+    algo: Annotated[
+        str, typer.Option(help="ppo, apex (beside the peers' DQN) or impala (of the peers, rllib has it).")
+    ] = "ppo",
+    envs: Annotated[
+        int | None, typer.Option(min=1, help="Emulators: 8, and 16 for impala.", show_default=False)
+    ] = None,
     steps: Annotated[
         int | None,
-        typer.Option(min=1, help="Agent steps of each environment per iteration: 128 for ppo, 64 for apex."),
+        typer.Option(
+            min=1,
+            help="Agent steps of each of them per iteration: 128 for ppo, 64 for apex, 32 for impala.",
+            show_default=False,
+        ),
     ] = None,
     replay_ratio: Annotated[
         float, typer.Option(min=0.01, help="Samples learned from per agent step, for apex and DQN.")
     ] = 1.0,
-    iterations: Annotated[int, typer.Option(min=1, help="Measured iterations, after a warm-up.")] = 3,
+    iterations: Annotated[
+        int | None,
+        typer.Option(
+            min=1,
+            help="Measured iterations, after a warm-up: 3, and for impala 5 windows of 5 s or longer.",
+            show_default=False,
+        ),
+    ] = None,
     level: str = "1-1",
     peer_threads: Annotated[
         int, typer.Option(min=0, help="The peers' PyTorch threads; 0 for what is fastest for each.")
@@ -216,11 +237,10 @@ def train(
 ) -> None:
     """Agent steps per second of the whole training loop, beside the peers on the same settings.
 
-    Example: mario-dist bench train --algo apex --vs sb3,rllib --replay-ratio 1 --json
+    Example: mario-dist bench train --algo impala --vs rllib --also small,nes-py --json
     """
-    from mario_dist.bench.peers import PEERS, DQNSettings, PeerSettings, Settings
+    from mario_dist.bench.peers import PEERS
     from mario_dist.bench.train import OURS, VARIANTS, bench_train
-    from mario_dist.errors import UserError
 
     peers = [name for name in vs.split(",") if name]
     for name in peers:
@@ -230,31 +250,10 @@ def train(
     for name in variants:
         if name not in VARIANTS:
             raise typer.BadParameter(f"there is no variant {name!r}; variants are {', '.join(VARIANTS)}")
-    if algo not in ("ppo", "apex"):
-        raise typer.BadParameter(f"--algo takes ppo or apex, not {algo!r}")
-    try:
-        settings: Settings
-        if algo == "apex":
-            settings = DQNSettings(
-                level=level,
-                n_envs=envs,
-                n_steps=steps or 64,
-                replay_ratio=replay_ratio,
-                iterations=iterations,
-                torch_threads=peer_threads,
-            )
-        else:
-            n_steps = steps or 128
-            settings = PeerSettings(
-                level=level,
-                n_envs=envs,
-                n_steps=n_steps,
-                minibatch=min(256, envs * n_steps),
-                iterations=iterations,
-                torch_threads=peer_threads,
-            )
-    except ValueError as error:
-        raise UserError(str(error)) from error
+    given: dict[str, Any] = {"n_envs": envs, "n_steps": steps, "iterations": iterations}
+    given = {name: value for name, value in given.items() if value is not None}
+    given |= {"level": level, "torch_threads": peer_threads}
+    settings = _workload(algo, given, replay_ratio)
     document = bench_train(settings, peers, variants, lambda text: typer.echo(text, err=True))
     if as_json:
         print(json.dumps(document))
@@ -276,6 +275,27 @@ def train(
             *(f"{ratio:.2f}" for ratio in document["ratio_of"].get(name, {}).values()),
         )
     Console().print(table)
+    if core_seconds := document[OURS]["detail"].get("core_seconds"):
+        _print_table("where the cores' time goes", "s / 1,000 agent steps", core_seconds, digits=3)
+
+
+def _workload(algo: str, given: Mapping[str, Any], replay_ratio: float) -> "Settings":
+    """The algorithm's settings, with its own for what is not ``given``."""
+    from mario_dist.bench.peers import DQNSettings, ImpalaSettings, PeerSettings
+    from mario_dist.errors import UserError
+
+    try:
+        match algo:
+            case "ppo":
+                turn = given.get("n_envs", 8) * given.get("n_steps", 128)
+                return PeerSettings(**given, minibatch=min(256, turn))
+            case "apex":
+                return DQNSettings(**given, replay_ratio=replay_ratio)
+            case "impala":
+                return ImpalaSettings(**given)
+    except ValueError as error:
+        raise UserError(str(error)) from error
+    raise typer.BadParameter(f"--algo takes ppo, apex or impala, not {algo!r}")
 
 
 def _threads(text: str | None) -> list[int]:
@@ -305,10 +325,10 @@ def _show(document: Mapping[str, Any], columns: Sequence[str], as_json: bool) ->
     Console().print(table)
 
 
-def _print_table(title: str, unit: str, parts: Mapping[str, float]) -> None:
+def _print_table(title: str, unit: str, parts: Mapping[str, float], digits: int = 1) -> None:
     table = Table(title, unit, box=None)
     for name, value in parts.items():
-        table.add_row(name, f"{value:.1f}")
+        table.add_row(name, f"{value:.{digits}f}")
     Console().print(table)
 
 

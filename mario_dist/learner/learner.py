@@ -122,7 +122,7 @@ class Learner:
         """All gradient steps of one batch; their number, and what the batch says as a whole."""
         samples = self._algorithm.prepare(self.network, batch)
         gradient_steps = 0
-        for epoch in self._algorithm.minibatches(samples, self._generator):
+        for epoch in self._algorithm.minibatches(batch, samples, self._generator):
             stop = False
             for index_B in epoch:
                 with autocast(self.device, self._precision):

@@ -9,7 +9,7 @@ import tempfile
 from collections.abc import Callable
 from pathlib import Path
 
-from mario_dist.bench.peers.settings import DQNSettings, PeerResult, PeerSettings, Settings
+from mario_dist.bench.peers.settings import PeerResult, Settings
 from mario_dist.errors import UserError
 
 # Under `uv run`, Ray would start every worker through uv and upload the working directory to itself.
@@ -45,9 +45,7 @@ def run_in_child(module: str, settings: Settings, timeout_s: float) -> PeerResul
         return PeerResult.from_json(_last_line(out))
 
 
-def child_main[S: (PeerSettings, DQNSettings)](
-    measure: Callable[[S], PeerResult], settings_type: type[S]
-) -> None:
+def child_main[S: Settings](measure: Callable[[S], PeerResult], settings_type: type[S]) -> None:
     """The child's side: settings from argv[1], one line of JSON on stdout and nothing else there."""
     settings = settings_type.from_json(sys.argv[1])
     stdout = _stdout_for_json()

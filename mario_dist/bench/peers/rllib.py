@@ -29,7 +29,6 @@ from mario_dist.bench.peers.gym_stack import make_env
 from mario_dist.bench.peers.process import child_main
 from mario_dist.bench.peers.rllib_net import NatureModule
 from mario_dist.bench.peers.settings import (
-    DQNSettings,
     Iteration,
     PeerResult,
     PeerSettings,
@@ -72,7 +71,7 @@ def measure(settings: PeerSettings, arrangement: Arrangement | None = None) -> P
 
 
 @contextmanager
-def running[S: (PeerSettings, DQNSettings)](
+def running[S: Settings](
     settings: S,
     arrangement: Arrangement,
     configure: Callable[[S, Arrangement], AlgorithmConfig],
@@ -140,7 +139,7 @@ def _config(settings: PeerSettings, arrangement: Arrangement) -> PPOConfig:
             vf_loss_coeff=settings.value_coef,
             num_epochs=settings.epochs,
             minibatch_size=settings.minibatch,
-            train_batch_size_per_learner=settings.batch,
+            train_batch_size_per_learner=settings.turn,
             grad_clip=settings.max_grad_norm,
             grad_clip_by="global_norm",
             # The others have neither a KL penalty nor a clipped value loss.

@@ -88,7 +88,7 @@ def train(settings: PeerSettings, envs: VecEnv, described: str, threads: Threads
     clock = Clock(threads)
     try:
         model = _model(settings, envs)
-        total = settings.batch * (settings.warmup_iterations + settings.iterations)
+        total = settings.turn * (settings.warmup_iterations + settings.iterations)
         model.learn(total, callback=clock, log_interval=None)  # type: ignore[arg-type]  # None is allowed: no log
     finally:
         envs.close()
@@ -98,7 +98,7 @@ def train(settings: PeerSettings, envs: VecEnv, described: str, threads: Threads
         "torch_threads": asdict(threads),
         "device": str(model.device),
     }
-    return summarise(clock.iterations(settings.batch)[settings.warmup_iterations :], detail)
+    return summarise(clock.iterations(settings.turn)[settings.warmup_iterations :], detail)
 
 
 def _model(settings: PeerSettings, envs: VecEnv) -> PPO:

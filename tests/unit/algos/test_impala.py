@@ -8,8 +8,8 @@ import numpy as np
 import pytest
 import torch
 from support.noise import ACTIONS, N, PixelValue, T, a_batch, play
-from torch import Tensor
 
+from mario_dist.algos.api import LossOut
 from mario_dist.algos.impala import Impala, ImpalaConfig
 from mario_dist.types import Unroll
 
@@ -22,13 +22,13 @@ class Biased(PixelValue):
         self.bias.data = torch.linspace(-1.0, 1.0, ACTIONS)
 
 
-def loss_of(config: ImpalaConfig, *unrolls: Unroll, index_N: Tensor | None = None, progress: float = 0.0):
+def loss_of(config: ImpalaConfig, *unrolls: Unroll, progress: float = 0.0) -> tuple[LossOut, Biased]:
+    """Of the whole batch at once."""
     batch, network = a_batch(*unrolls), Biased()
     impala = Impala(config)
     samples = impala.prepare(network, batch)  # type: ignore[arg-type]
-    if index_N is None:
-        ((index_N,),) = impala.minibatches(samples, torch.Generator())
-    return impala.loss(network, batch, samples, index_N, progress), network  # type: ignore[arg-type]
+    ((index_B,),) = impala.minibatches(batch, samples, torch.Generator())
+    return impala.loss(network, batch, samples, index_B, progress), network  # type: ignore[arg-type]
 
 
 def expected_losses(config: ImpalaConfig, unroll: Unroll, next_value: np.ndarray) -> tuple[float, float]:
@@ -83,31 +83,37 @@ def test_the_loss_is_the_formula(seed: int, config: ImpalaConfig) -> None:
 
 
 def test_lanes_of_several_actors_are_each_learned_alone() -> None:
-    """A batch's loss is the mean over its lanes' losses, whichever of them a minibatch takes."""
     (first, first_next), (second, second_next) = play(1), play(2)
     config = ImpalaConfig(gamma=0.9)
     both, _ = loss_of(config, first, second)
     alone = [expected_losses(config, *pair) for pair in ((first, first_next), (second, second_next))]
     assert float(both.metrics["policy_loss"]) == pytest.approx(np.mean([p for p, _ in alone]), rel=1e-4)
     assert float(both.metrics["value_loss"]) == pytest.approx(np.mean([v for _, v in alone]), rel=1e-4)
-    mixed = torch.tensor([2 * N - 1, 0, N + 1])
-    lanes = [loss_of(config, first, second, index_N=mixed[i : i + 1])[0] for i in range(3)]
-    out, _ = loss_of(config, first, second, index_N=mixed)
-    for name in ("policy_loss", "value_loss"):
-        mean = np.mean([float(lane.metrics[name]) for lane in lanes])
-        assert float(out.metrics[name]) == pytest.approx(mean, rel=1e-4)
 
 
-def test_minibatches_are_whole_lanes_and_all_of_them() -> None:
-    batch = a_batch(play(0)[0], play(1)[0])
-    generator = torch.Generator().manual_seed(0)
-    ((whole,),) = Impala(ImpalaConfig()).minibatches(batch, generator)
-    assert whole.tolist() == list(range(2 * N))
-    (cut,) = Impala(ImpalaConfig(minibatch=3 * T + 1)).minibatches(batch, generator)
-    assert [len(part) for part in cut] == [3, 3, 2]
-    assert sorted(torch.cat(cut).tolist()) == list(range(2 * N))
-    (single,) = Impala(ImpalaConfig(minibatch=1)).minibatches(batch, generator)
-    assert [len(part) for part in single] == [1] * 2 * N
+def test_minibatches_share_the_targets_of_the_whole_batch() -> None:
+    """Cut up in any order, their mean loss is the whole's; every sample is in one of them."""
+    (first, _), (second, _) = play(1), play(2)
+    whole, _ = loss_of(ImpalaConfig(gamma=0.9), first, second)
+    batch, network = a_batch(first, second), Biased()
+    count = 2 * T * N
+    impala = Impala(ImpalaConfig(gamma=0.9, minibatch=10))
+    samples = impala.prepare(network, batch)  # type: ignore[arg-type]
+    assert samples is not None
+    assert not samples.target_B.requires_grad
+    (cut,) = impala.minibatches(batch, samples, torch.Generator().manual_seed(0))
+    order = torch.cat(cut).tolist()
+    assert sorted(order) == list(range(count))
+    assert order != sorted(order)
+    assert [len(index_B) for index_B in cut] == [10] * (count // 10) + [count % 10]
+    for name in ("policy_loss", "value_loss", "rho_mean"):
+        parts = [
+            float(impala.loss(network, batch, samples, index_B, 0.0).metrics[name]) * len(index_B)  # type: ignore[arg-type]
+            for index_B in cut
+        ]
+        assert sum(parts) / count == pytest.approx(float(whole.metrics[name]), rel=1e-4)
+    same_size = Impala(ImpalaConfig(minibatch=count))
+    assert same_size.prepare(network, batch) is None, "one pass is enough"  # type: ignore[arg-type]
 
 
 def test_the_gradient_raises_what_was_better_than_expected() -> None:
