@@ -198,6 +198,11 @@ class RunConfig:
             raise ValueError(
                 f"system.max_policy_lag={self.max_policy_lag}: {self.algo.name} bears {self.algo.bears_lag}"
             )
+        impala = self.algo if isinstance(self.algo, ImpalaConfig) else None
+        if self.system.overrun == "drop" and (impala is None or not self.max_policy_lag):
+            raise ValueError("system.overrun=drop is for algo.name=impala with a policy lag")
+        if impala is not None and impala.batch_unrolls and not self.max_policy_lag:
+            raise ValueError("algo.batch_unrolls is for a policy lag: without one, all actors make a batch")
 
     @property
     def max_policy_lag(self) -> int:

@@ -55,7 +55,10 @@ def cores() -> int:
 
 
 def busy_core_seconds() -> float | None:
-    """Core seconds that this machine was busy since it started; None where the system does not say."""
+    """Core seconds that this machine was busy since it started; None where the system does not say, or says
+    it of more cores than this process may use."""
+    if cores() < (os.cpu_count() or 1):
+        return None
     try:
         fields = Path("/proc/stat").read_text().split("\n", 1)[0].split()[1:]
     except OSError:

@@ -28,7 +28,7 @@ class ImpalaConfig:
     minibatch: samples per gradient step; 0 for the whole batch at once. With fewer than the batch has, the
     targets take a forward pass of their own.
     reuse: how often a batch is learned from on average; reuse_buffer: newest batches that are drawn from.
-    optimiser_eps: the paper's RMSProp has 0.1, Adam wants less.
+    optimiser_eps: added outside the root, as PyTorch does, so the paper's 0.1 of RMSProp is another number.
     """
 
     replayed: ClassVar[bool] = False
@@ -46,7 +46,7 @@ class ImpalaConfig:
     normalise_advantages: bool = False
     optimiser: Literal["rmsprop", "adam"] = "rmsprop"
     lr: tuple[float, float] = (6e-4, 0.0)
-    optimiser_eps: float = 0.1
+    optimiser_eps: float = 0.01
     max_grad_norm: float = 40.0
     batch_unrolls: int = 0
     minibatch: int = 0

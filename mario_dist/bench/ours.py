@@ -119,10 +119,16 @@ def trained(
 def _stopped_when(enough: Callable[[], bool]) -> Iterator[None]:
     """Within the block, this process is sent a SIGTERM once ``enough`` says so."""
     ended = threading.Event()
+    failed: list[Exception] = []
 
     def watch() -> None:
         while not ended.wait(1.0):
-            if enough():
+            try:
+                stop = enough()
+            except Exception as error:  # told below: nobody hears it here, and the run would have no end
+                failed.append(error)
+                stop = True
+            if stop:
                 os.kill(os.getpid(), signal.SIGTERM)
                 return
 
@@ -133,6 +139,8 @@ def _stopped_when(enough: Callable[[], bool]) -> Iterator[None]:
     finally:
         ended.set()
         thread.join()
+    if failed:
+        raise failed[0]
 
 
 if __name__ == "__main__":

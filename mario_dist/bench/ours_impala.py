@@ -42,7 +42,7 @@ _WORKERS = {
     "serialisation": "worker_other_cpu_s",
 }
 """The parts of the rollout actors' time, and the metrics that hold it; serialisation is all that is left."""
-_PROGRESS = ("collect_s", "dropped_steps")
+_PROGRESS = ("learner_s", "dropped_steps")
 _CORES = (*_WORKERS.values(), "learn_cpu_s", "cores_busy")
 
 
@@ -82,7 +82,7 @@ def run_config(settings: ImpalaSettings) -> RunConfig:
 
 
 def measure(settings: ImpalaSettings) -> PeerResult:
-    """Train and time. Start-up and the warm-up are not in the figures; what is not collecting is learning."""
+    """Train and time. Start-up and the warm-up are not in the figures; what is not learning is rollout."""
 
     def enough(store: RunStore) -> bool:
         return any(
@@ -118,8 +118,8 @@ def marks(rows: Sequence[Row]) -> list[Mark]:
     """The ends of the learner steps. Agent steps that were dropped do not count."""
     learn_s = 0.0
     found = [Mark(row.wall_s, row.agent_steps, learn_s) for row in rows[:1]]
-    for before, row in pairwise(rows):
-        learn_s += row.wall_s - before.wall_s - row.values["collect_s"]
+    for row in rows[1:]:
+        learn_s += row.values["learner_s"]
         kept = row.agent_steps - int(row.values.get("dropped_steps", 0.0))
         found.append(Mark(row.wall_s, kept, learn_s))
     return found

@@ -26,6 +26,13 @@ def bench_scaling(
     """
     from mario_dist.system.ray import connected, put
 
+    # As many lanes in every row, or inference in larger batches would be measured along.
+    most = dataclasses.replace(config.rollout, actors=max(actors), threads=1)
+    learner = dataclasses.replace(config.learner, device="cpu")
+    system = dataclasses.replace(config.system, driver="ray")
+    config = dataclasses.replace(config, rollout=most, learner=learner, system=system)
+    lanes = make_plan(config, machine.cores(), gpu=False).lanes
+    config = dataclasses.replace(config, rollout=dataclasses.replace(most, lanes=lanes))
     weights = get_weights(make_network(config), version=0)
     rows: list[dict[str, Any]] = []
     with connected(None, None, cores=max(machine.cores(), *actors) + 1):
@@ -43,10 +50,7 @@ def bench_scaling(
 def _row(config: RunConfig, actors: int, rounds: int, seconds: float, weights: Any) -> dict[str, Any]:
     from mario_dist.system.ray import ray_rollouts
 
-    asked = dataclasses.replace(config.rollout, actors=actors, threads=1)
-    config = dataclasses.replace(
-        config, rollout=asked, system=dataclasses.replace(config.system, driver="ray")
-    )
+    config = dataclasses.replace(config, rollout=dataclasses.replace(config.rollout, actors=actors))
     plan = make_plan(config, machine.cores(), gpu=False)
     rollouts = ray_rollouts(config, plan, [], 0, gpu=False)
     rates, ceilings = [], []

@@ -1,4 +1,4 @@
-"""mario-dist bench emulator | parity | rollout | replay | learner | train"""
+"""mario-dist bench emulator | parity | rollout | scaling | replay | learner | train"""
 
 import json
 from collections.abc import Mapping, Sequence
@@ -128,6 +128,37 @@ def rollout(
         read_config(arguments or []), _counts(lanes, "--lanes"), _threads(threads), unrolls
     )
     _show(document, ("lanes", "threads", "agent_steps_per_s", "frames_per_s"), as_json)
+
+
+@bench_app.command()
+def scaling(
+    arguments: ConfigArguments = None,
+    actors: Annotated[str | None, typer.Option(help="Counts of rollout actors; by default 1 to all.")] = None,
+    rounds: Annotated[int, typer.Option(min=1, help="Rounds, of which the median counts.")] = 3,
+    seconds: Annotated[float, typer.Option(min=0.01, help="Of each measurement.")] = 5.0,
+    as_json: Json = False,
+) -> None:
+    """Agent steps per second of rollout actors on Ray, beside the emulators alone in as many processes.
+
+    Example: mario-dist bench scaling --actors 1,2 rollout.lanes=16
+    """
+    from mario_dist import machine
+    from mario_dist.bench.scaling import bench_scaling
+    from mario_dist.cli.config import read_config
+    from mario_dist.emulator import require_native
+
+    require_native()
+    powers = [2**i for i in range(machine.cores().bit_length()) if 2**i <= machine.cores()]
+    counts = _counts(actors, "--actors") if actors else powers
+    config = read_config(arguments or [], "impala-1-1.yaml")
+    document = bench_scaling(config, counts, rounds, seconds, lambda text: typer.echo(text, err=True))
+    _show(document, ("actors", "lanes", "agent_steps_per_s", "emulators_alone_per_s"), as_json)
+    if not as_json:
+        for row in document["rows"]:
+            print(
+                f"{row['actors']} actor(s): {row['of_first']:.2f} times the first,"
+                f" {row['of_ceiling']:.0%} of the emulators alone"
+            )
 
 
 @bench_app.command()

@@ -82,7 +82,8 @@ class Answer(NamedTuple):
 class InferenceServer:
     """Looks at the lanes of many clients in one batch (as in SEED RL; Espeholt et al. 2020).
 
-    It keeps each client's stacks, so that a client sends each frame once.
+    It keeps each client's stacks, so that a client sends each frame once. Who takes a dead client's place has
+    its name.
     """
 
     def __init__(self, network: Network, frame_stack: int) -> None:
@@ -115,9 +116,6 @@ class InferenceServer:
 
     def values(self, stack_BKHW: U8) -> F32:
         return self._network.values(stack_BKHW)
-
-    def forget(self, client: Hashable) -> None:
-        self._stacks.pop(client, None)
 
     def _push(self, request: Request) -> bool:
         """Whether the client's stacks are known now."""

@@ -64,9 +64,9 @@ class QueueFeed[U]:
     """Unrolls of whichever actors, each learned from once, in the order in which they came.
 
     batch: unrolls in an order. in_step: whether all ``actors`` are waited for, and may be at most ``max_lag``
-    orders ahead of the learner. Else the actors are held back while a whole batch waits or, with ``drop``,
-    never: what is too much then pushes the oldest out. An unroll that by its turn is more than ``max_lag``
-    versions old is left out, and whatever is left out is counted.
+    orders ahead of the learner. Else the actors are held back while a whole batch waits, or so much that what
+    they began now would be too old; with ``drop``, never: what is too much pushes the oldest out. An unroll
+    that by its turn is more than ``max_lag`` versions old is left out, and whatever is left out is counted.
     """
 
     filling = False
@@ -91,8 +91,12 @@ class QueueFeed[U]:
 
     def may_collect(self, in_flight: int) -> bool:
         if self._in_step:
-            return self.depth // self._batch + in_flight <= self._max_lag
-        return self._drop or self.depth < self._batch
+            # A part of a batch: only the actors that are missing there may go on, and they do already.
+            part = self.depth % self._batch
+            return not part and self.depth // self._batch + in_flight <= self._max_lag
+        # The steps that the learner makes before it comes to what is begun now.
+        ahead = in_flight + -(-self.depth // self._batch)
+        return self._drop or not ahead or (self.depth < self._batch and ahead <= self._max_lag)
 
     def put(self, collected: Sequence[Collected[U]]) -> None:
         for item in collected:

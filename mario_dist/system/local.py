@@ -147,9 +147,10 @@ class LocalLearner:
     def poll(self, *, block: bool) -> StepReport | None:
         if not self._orders:
             return None
-        cpu = time.process_time()
+        at, cpu = time.perf_counter(), time.process_time()
         report = self._learn(*self._orders.popleft())
-        return replace(report, metrics={**report.metrics, "learn_cpu_s": time.process_time() - cpu})
+        seconds = {"learn_cpu_s": time.process_time() - cpu, "learner_s": time.perf_counter() - at}
+        return replace(report, metrics={**report.metrics, **seconds})
 
     def weights(self) -> Weights:
         return self._learner.weights()

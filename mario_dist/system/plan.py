@@ -84,6 +84,8 @@ def _local_plan(config: RunConfig, cores: int) -> Plan:
 
 def _ray_plan(config: RunConfig, cores: int, *, gpu: bool) -> Plan:
     rollout, learner, replayed = config.rollout, config.learner, config.algo.replayed
+    inference_cores = 1 if rollout.inference == "shared" and not gpu else 0
+    cores = max(1, cores - inference_cores)
     # In turn, actors and a learner on the CPU share all cores; side by side, they divide them.
     in_turn = config.max_policy_lag == 0 and not replayed
     if in_turn and not gpu:
@@ -106,7 +108,7 @@ def _ray_plan(config: RunConfig, cores: int, *, gpu: bool) -> Plan:
         learner_threads=learner_threads,
         in_turn=in_turn,
         shards=(config.replay.shards or -(-actors // _ACTORS_PER_SHARD)) if replayed else 0,
-        inference_cores=1 if rollout.inference == "shared" and not gpu else 0,
+        inference_cores=inference_cores,
     )
 
 

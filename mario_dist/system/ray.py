@@ -109,10 +109,12 @@ class LearnerActor:
 
     def run(self, progress: float, _staged: None) -> tuple[StepReport, Weights]:
         """Learn from the oldest staged batch. ``_staged`` is there once it is."""
+        at = time.perf_counter()
         report = self._learner.learn(self._staged.popleft(), progress)
+        learner_s = time.perf_counter() - at
         # Since the last report: serialisation and Ray's threads are in it.
         cpu_s, self._cpu_s = time.process_time() - self._cpu_s, time.process_time()
-        report = replace(report, metrics={**report.metrics, "learn_cpu_s": cpu_s})
+        report = replace(report, metrics={**report.metrics, "learn_cpu_s": cpu_s, "learner_s": learner_s})
         return report, self._learner.weights()
 
     def weights(self) -> Weights:
@@ -215,8 +217,7 @@ class RayRollouts:
 
     def _spawn(self, index: int, state: Arrays) -> Any:
         incarnation = self._incarnations[index]
-        client = (index, incarnation)
-        inference = None if self._inference is None else SharedInference(RayServer(self._inference), client)
+        inference = None if self._inference is None else SharedInference(RayServer(self._inference), index)
         return self._actor_class.remote(self._config, self._plan, index, incarnation, state, inference)
 
     def _collect(self, index: int) -> None:

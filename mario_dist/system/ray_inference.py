@@ -67,7 +67,8 @@ class RayServer:
         self._actor = actor
 
     def look(self, request: Request) -> Answer | None:
-        answer: Answer | None = self._ask("look", request)
+        """None where it is not known whether newest frames arrived: sent twice, they would count twice."""
+        answer: Answer | None = self._ask("look", request, again=request.first_N is None)
         return answer
 
     def load(self, weights: Weights) -> None:
@@ -77,8 +78,11 @@ class RayServer:
         values: F32 = self._ask("values", stack_BKHW)
         return values
 
-    def _ask(self, method: str, argument: Any) -> Any:
-        """The answer, of the next life where the actor dies. Raises ``RayActorError`` where none comes."""
+    def _ask(self, method: str, argument: Any, *, again: bool = True) -> Any:
+        """The answer: with ``again`` of the next life where the actor dies, else None then.
+
+        Raises ``RayActorError`` where none comes.
+        """
         until = time.monotonic() + _PATIENCE_S
         while True:
             try:
@@ -86,6 +90,8 @@ class RayServer:
             except RayActorError as error:
                 if isinstance(error, RayTaskError) or error.actor_init_failed or time.monotonic() > until:
                     raise
+                if not again:
+                    return None
                 time.sleep(_RETRY_S)
 
 

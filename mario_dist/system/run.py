@@ -163,7 +163,8 @@ def _plan(config: RunConfig, address: str | None, stack: ExitStack) -> tuple[Pla
         connected(None if here else address, config.system.dashboard_port, cores=reserved_cores(plan))
     )
     if not here:
-        plan = make_plan(config, resources.cores, gpu=resources.gpu, address=address)
+        gpu = resources.gpu and config.learner.device in ("auto", "cuda")
+        plan = make_plan(config, resources.cores, gpu=gpu, address=address)
     check_replay(config, plan, resources.memory_bytes)
     if plan.shards and shard_bytes(config, plan) > resources.largest_memory_bytes:
         raise UserError(
@@ -175,7 +176,7 @@ def _plan(config: RunConfig, address: str | None, stack: ExitStack) -> tuple[Pla
             f"this run reserves {reserved_cores(plan)} cores and the cluster has"
             f" {resources.cores} free; lower rollout.actors or rollout.threads"
         )
-    return plan, resources.gpu and config.learner.device in ("auto", "cuda")
+    return plan, gpu and resources.gpu
 
 
 def _saved_replay(config: RunConfig, resume: TrainState | None, resumed_from: Path | None) -> Path | None:
@@ -278,7 +279,7 @@ class _Driver:
 def _loads(states: list[Arrays]) -> bool:
     """Whether the native core still reads the machines that a checkpoint kept."""
     try:
-        for state in states[:1]:
+        for state in [state for state in states if state][:1]:
             make_emulator("native").load(state["env.machine.0"].tobytes())
     except ValueError:
         return False

@@ -82,3 +82,14 @@ def test_the_joypads_of_a_seed_are_its_own_and_press_every_button() -> None:
     for joypad in once:
         pressed |= joypad
     assert pressed == 0xFF
+
+
+@pytest.mark.usefixtures("beside_other_rays")
+def test_rollout_actors_are_measured_beside_the_emulators_alone() -> None:
+    words = ["scaling", "--actors", "1", "--rounds", "1", "--seconds", "0.2", "--json"]
+    small = ["rollout.lanes=2", "rollout.unroll_length=4", "network.hidden=16"]
+    result = CliRunner().invoke(bench_app, [*words, *small])
+    assert result.exit_code == 0, result.output
+    (row,) = json.loads(result.stdout)["rows"]
+    assert (row["actors"], row["lanes"], row["of_first"]) == (1, 2, 1.0)
+    assert 0 < row["of_ceiling"] == row["agent_steps_per_s"] / row["emulators_alone_per_s"] < 1

@@ -1,5 +1,6 @@
 """The learner's benchmark: its bare loop learns exactly what the learner learns."""
 
+import dataclasses
 from collections.abc import Callable
 
 import pytest
@@ -27,12 +28,15 @@ def test_ready_stacks_make_the_same_loss(impala_config: Callable[..., RunConfig]
     batch = make_batch([unroll], config.env.frame_stack, torch.device("cpu"))
     ready = stacked(batch)
     assert len(batch.final_tn_F2), "episodes were truncated, so that there are true final frames"
-    index_N = torch.arange(4)
-    algorithm = Impala(config.algo)
-    expected = algorithm.loss(network, batch, batch, index_N, 0.0)
-    actual = algorithm.loss(network, ready, ready, index_N, 0.0)
-    torch.testing.assert_close(actual.loss, expected.loss)
-    torch.testing.assert_close(actual.metrics, expected.metrics)
+    for minibatch in (0, 10):
+        algorithm = Impala(dataclasses.replace(config.algo, minibatch=minibatch))
+        index_B = algorithm.minibatches(batch, algorithm.prepare(network, batch), torch.Generator())[0][0]
+        expected, actual = (
+            algorithm.loss(network, which, algorithm.prepare(network, which), index_B, 0.0)
+            for which in (batch, ready)
+        )
+        torch.testing.assert_close(actual.loss, expected.loss)
+        torch.testing.assert_close(actual.metrics, expected.metrics)
 
 
 @pytest.mark.parametrize("algo", ["ppo", "impala"])

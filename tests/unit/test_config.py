@@ -48,6 +48,11 @@ def test_the_configs_show_every_reward_preset() -> None:
         ({"replay": {"compression": "zip"}}, "replay.compression: input should be 'none' or 'lz4'"),
         ({"learner": {"device": "tpu"}}, "learner.device: input should be"),
         ({"system": {"max_policy_lag": 2}}, "system.max_policy_lag=2: ppo bears 1"),
+        ({"system": {"overrun": "drop"}}, "system.overrun=drop is for algo.name=impala"),
+        (
+            {"algo": {"name": "impala", "batch_unrolls": 1}, "system": {"max_policy_lag": 0}},
+            "algo.batch_unrolls is for a policy lag",
+        ),
         ({"system": {"max_policy_lag": -1}}, "system: max_policy_lag must not be negative"),
         ({"rollout": {"groups": 0}}, "rollout: actors, lanes and threads must not be negative"),
     ],

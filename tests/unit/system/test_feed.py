@@ -23,6 +23,9 @@ def test_in_step_the_learner_gets_one_unroll_of_each_and_the_lag_is_what_was_ask
         feed.put([unroll(3), unroll(4)])
         assert not feed.may_collect(in_flight=1)
         assert feed.metrics() == {}
+        feed.order(version=1)
+        feed.put([unroll(5)])  # the other actor's died
+        assert not feed.may_collect(in_flight=0)
     with pytest.raises(ValueError, match="one unroll of each"):
         QueueFeed(actors=2, batch=1, max_lag=0, in_step=True)
 
@@ -51,6 +54,13 @@ def test_too_old_unrolls_are_left_out_and_counted() -> None:
     assert feed.order(version=11, draining=True) is None
     assert feed.metrics()["late_unrolls"] == 2.0
     assert feed.learned(StepReport(8, 20, {"loss": 1.0})).metrics == {"loss": 1.0, **feed.metrics()}
+
+
+def test_nothing_is_begun_that_could_only_be_too_old() -> None:
+    feed: QueueFeed[int] = QueueFeed(actors=1, batch=1, max_lag=1)
+    assert feed.may_collect(in_flight=0)
+    assert feed.may_collect(in_flight=1)
+    assert not feed.may_collect(in_flight=2)
 
 
 def test_with_drop_nobody_is_held_and_the_oldest_make_room() -> None:
