@@ -18,6 +18,7 @@ from mario_dist.store import RunStore, default_url
 COLUMNS = ("x_pos_mean", "clear_rate", "agent_steps_per_s")
 LOSS_COLUMNS = {
     "ppo": ("entropy", "approx_kl", "explained_variance"),
+    "impala": ("entropy", "approx_kl", "explained_variance", "policy_lag", "rho_mean", "dropped_steps"),
     "apex": ("q_mean", "td_error", "replay_size", "replay_ratio", "sample_age", "priority_spread"),
 }
 
