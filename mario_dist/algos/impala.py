@@ -1,7 +1,9 @@
 """IMPALA (Espeholt et al. 2018): actor-critic on unrolls that older policies made, corrected by V-trace.
 
 With ``clip`` set the policy's objective is PPO's clipped surrogate on V-trace's advantages: APPO, as RLlib
-names it (the idea is IMPACT's; Luo et al. 2020).
+names it (the idea is IMPACT's; Luo et al. 2020). It is clipped around the policy that the learner had when
+the batch came: around the older one that acted, the lag alone would have spent the range. What lies between
+those two is a weight (the decoupled objective of Hilton et al. 2022).
 """
 
 from collections.abc import Mapping
@@ -12,7 +14,7 @@ import torch
 from torch import Tensor
 
 from mario_dist.algos.api import Batch, Epochs, LossOut, next_values
-from mario_dist.nets.network import ActorCritic, NetOut
+from mario_dist.nets.network import ActorCritic
 from mario_dist.ops.losses import approx_kl, clipped_surrogate, entropy, value_loss
 from mario_dist.ops.returns import explained_variance, vtrace
 from mario_dist.ops.schedules import linear
@@ -23,10 +25,9 @@ class ImpalaConfig:
     """IMPALA's settings. A pair ``(start, end)`` is a linear schedule over the run's total steps.
 
     vtrace_lambda, rho_clip, c_clip: of ``ops.returns.vtrace``. clip: the surrogate's clip range, None for
-    the plain policy gradient.
+    the plain policy gradient. With it, or with minibatches, the targets take a forward pass of their own.
     batch_unrolls: unrolls in a batch, of whichever actors they are; 0 for half as many as there are actors.
-    minibatch: samples per gradient step; 0 for the whole batch at once. With fewer than the batch has, the
-    targets take a forward pass of their own.
+    minibatch: samples per gradient step; 0 for the whole batch at once.
     reuse: how often a batch is learned from on average; reuse_buffer: newest batches that are drawn from.
     optimiser_eps: added outside the root, as PyTorch does, so the paper's 0.1 of RMSProp is another number.
     """
@@ -65,10 +66,11 @@ class ImpalaConfig:
 
 
 class Targets(NamedTuple):
-    """V-trace's, of every step: float32 [T * N]."""
+    """V-trace's, of every step, and the log-probability of its action then: float32 [T * N]."""
 
     target_B: Tensor
     advantage_B: Tensor
+    log_prob_B: Tensor
 
 
 @dataclass(frozen=True, slots=True)
@@ -81,16 +83,16 @@ class Impala:
     def prepare(self, network: ActorCritic, batch: Batch) -> Targets | None:
         """Targets of the network as it is now; None where the loss of the whole batch makes them itself,
         from the pass that it makes anyway."""
-        if self._whole(batch):
+        if self.config.clip is None and self._whole(batch):
             return None
         out = network(batch.stack(batch.stack_index_TNK.flatten(0, 1)))
-        log_ratio_B = _log_prob(out, batch.action_TN.flatten()) - batch.log_prob_TN.flatten()
-        return self._targets(network, batch, log_ratio_B, out.value_B)
+        log_prob_B = _log_prob(out.logits_BA.log_softmax(-1), batch.action_TN.flatten())
+        return self._targets(network, batch, log_prob_B, out.value_B)
 
     def minibatches(self, batch: Batch, samples: Targets | None, generator: torch.Generator) -> Epochs:
         """One pass over all samples: at once, or in a new order cut into minibatches."""
         count = batch.action_TN.numel()
-        if samples is None:
+        if self._whole(batch):
             return [[torch.arange(count)]]
         return [list(torch.split(torch.randperm(count, generator=generator), self.config.minibatch))]
 
@@ -101,11 +103,12 @@ class Impala:
         config = self.config
         out = network(batch.stack(batch.stack_index_TNK.flatten(0, 1)[index_B]))
         log_prob_BA = out.logits_BA.log_softmax(-1)
-        log_prob_B = _log_prob(out, batch.action_TN.flatten()[index_B])
-        log_ratio_B = log_prob_B - batch.log_prob_TN.flatten()[index_B]
+        log_prob_B = _log_prob(log_prob_BA, batch.action_TN.flatten()[index_B])
+        behaviour_B = batch.log_prob_TN.flatten()[index_B]
+        log_ratio_B = log_prob_B - behaviour_B
         with torch.no_grad():
             if samples is None:
-                samples = self._targets(network, batch, log_ratio_B.detach(), out.value_B.detach())
+                samples = self._targets(network, batch, log_prob_B.detach(), out.value_B.detach())
             target_B, advantage_B = samples.target_B[index_B], samples.advantage_B[index_B]
             if config.normalise_advantages and len(advantage_B) > 1:
                 advantage_B = (advantage_B - advantage_B.mean()) / (advantage_B.std() + 1e-8)
@@ -113,7 +116,9 @@ class Impala:
         if config.clip is None:
             policy = -(rho_B * advantage_B * log_prob_B).mean()
         else:
-            policy = clipped_surrogate(log_ratio_B, advantage_B, config.clip)
+            proximal_B = samples.log_prob_B[index_B]
+            weight_B = (proximal_B - behaviour_B).exp().clamp(max=config.rho_clip)
+            policy = clipped_surrogate(log_prob_B - proximal_B, weight_B * advantage_B, config.clip)
         value = value_loss(out.value_B, out.value_B, target_B, clip=None)
         bonus = entropy(log_prob_BA)
         total = policy + config.value_coef * value - linear(config.entropy_coef, progress) * bonus
@@ -140,10 +145,10 @@ class Impala:
     def _whole(self, batch: Batch) -> bool:
         return not 0 < self.config.minibatch < batch.action_TN.numel()
 
-    def _targets(self, network: ActorCritic, batch: Batch, log_ratio_B: Tensor, value_B: Tensor) -> Targets:
+    def _targets(self, network: ActorCritic, batch: Batch, log_prob_B: Tensor, value_B: Tensor) -> Targets:
         config, value_TN = self.config, value_B.view(batch.action_TN.shape)
         target_TN, advantage_TN = vtrace(
-            log_ratio_B.view(value_TN.shape),
+            log_prob_B.view(value_TN.shape) - batch.log_prob_TN,
             batch.reward_TN,
             value_TN,
             next_values(network, batch, value_TN),
@@ -154,9 +159,9 @@ class Impala:
             rho_clip=config.rho_clip,
             c_clip=config.c_clip,
         )
-        return Targets(target_TN.flatten(), advantage_TN.flatten())
+        return Targets(target_TN.flatten(), advantage_TN.flatten(), log_prob_B)
 
 
-def _log_prob(out: NetOut, action_B: Tensor) -> Tensor:
+def _log_prob(log_prob_BA: Tensor, action_B: Tensor) -> Tensor:
     """Of these actions: float32 [B]."""
-    return out.logits_BA.log_softmax(-1).gather(1, action_B[:, None]).squeeze(1)
+    return log_prob_BA.gather(1, action_B[:, None]).squeeze(1)

@@ -69,7 +69,7 @@ class Learner:
         self._precision = precision
         self._optimiser = make_optimiser(self.network, optimiser)
         self._generator = torch.Generator().manual_seed(seed)
-        self._reuse = ReuseBuffer[Batch](reuse_buffer, reuse, seed)
+        self._reuse = ReuseBuffer[tuple[Batch, Any]](reuse_buffer, reuse, seed)
         cuda = self.device.type == "cuda"
         self._copies = torch.cuda.Stream(self.device) if cuda else None  # type: ignore[no-untyped-call]
 
@@ -88,7 +88,10 @@ class Learner:
         return StagedBatch(batch, copied)
 
     def learn(self, staged: StagedBatch, progress: float) -> StepReport:
-        """Learn from a staged batch, and from earlier ones as often as ``reuse`` says; else as ``step``."""
+        """Learn from a staged batch, and from earlier ones as often as ``reuse`` says; else as ``step``.
+
+        A batch's targets are made once, when it comes.
+        """
         if self._threads:  # in one process, the rollouts have theirs
             torch.set_num_threads(self._threads)
         if staged.copied is not None:
@@ -102,8 +105,9 @@ class Learner:
         gradient_steps = 0
         versions: list[int] = []
         diagnosis: Mapping[str, float] = {}
-        for batch in self._reuse.add_and_draw(staged.batch):
-            count, diagnosis = self._learn(batch, progress, sums)
+        targets = self._algorithm.prepare(self.network, staged.batch)
+        for batch, samples in self._reuse.add_and_draw((staged.batch, targets)):
+            count, diagnosis = self._learn(batch, samples, progress, sums)
             gradient_steps += count
             versions += batch.weights_versions
         self.version += 1
@@ -117,10 +121,9 @@ class Learner:
         return StepReport(self.version, staged.batch.steps, {**means, **diagnosis, **extra})
 
     def _learn(
-        self, batch: Batch, progress: float, sums: dict[str, torch.Tensor]
+        self, batch: Batch, samples: object, progress: float, sums: dict[str, torch.Tensor]
     ) -> tuple[int, Mapping[str, float]]:
         """All gradient steps of one batch; their number, and what the batch says as a whole."""
-        samples = self._algorithm.prepare(self.network, batch)
         gradient_steps = 0
         for epoch in self._algorithm.minibatches(batch, samples, self._generator):
             stop = False

@@ -52,8 +52,8 @@ def expected_losses(config: ImpalaConfig, unroll: Unroll, next_value: np.ndarray
     if config.clip is None:
         policy = -(np.minimum(config.rho_clip, ratio) * advantage * log_pi[unroll.action]).mean()
     else:
-        clipped = np.clip(ratio, 1 - config.clip, 1 + config.clip)
-        policy = -np.minimum(ratio * advantage, clipped * advantage).mean()
+        # The policy is still the one that the batch was prepared with, so no ratio to that one is clipped.
+        policy = -(np.minimum(config.rho_clip, ratio) * advantage).mean()
     return float(policy), float(((value - target) ** 2).mean())
 
 
@@ -131,23 +131,49 @@ def test_the_gradient_raises_what_was_better_than_expected() -> None:
     assert network.bias.grad[0] < 0 < network.bias.grad[1:].min()
 
 
-def test_the_clipped_surrogate_stops_at_its_clip() -> None:
-    """A policy that already likes a good action far more than the behaviour did is not driven on; V-trace's
-    plain gradient drives it on, with the ratio clipped."""
+@pytest.mark.parametrize("clip", [0.2, None])
+@pytest.mark.parametrize("shift", [0.0, 0.1, 0.5])
+@pytest.mark.parametrize("behaviour", [-10.0, -math.log(ACTIONS)])
+def test_the_clipped_surrogate_stops_at_its_clip(clip: float | None, shift: float, behaviour: float) -> None:
+    """A policy that likes a good action far more than it did when the batch came is not driven on, however
+    the behaviour policy liked it; V-trace's plain gradient drives it on, with the ratio clipped."""
     unroll, _ = play(3)
-    far = replace(
+    good = replace(
         unroll,
         action=np.full_like(unroll.action, ACTIONS - 1),
         reward=np.full_like(unroll.reward, 100.0),
-        log_prob=np.full_like(unroll.log_prob, -10.0),
+        log_prob=np.full_like(unroll.log_prob, behaviour),
     )
-    quiet = {"entropy_coef": (0.0, 0.0), "value_coef": 0.0}
-    for clip, moves in ((0.2, False), (None, True)):
-        out, network = loss_of(ImpalaConfig(clip=clip, **quiet), far)  # type: ignore[arg-type]
-        out.loss.backward()
-        assert network.bias.grad is not None
-        assert bool(network.bias.grad.abs().max() > 0) is moves
-        assert float(out.metrics["rho_clipped"]) == 1.0
+    impala = Impala(ImpalaConfig(clip=clip, entropy_coef=(0.0, 0.0), value_coef=0.0, minibatch=T * N - 1))
+    batch, network = a_batch(good), Biased()
+    samples = impala.prepare(network, batch)  # type: ignore[arg-type]
+    before = float(network.bias.detach().log_softmax(-1)[-1])
+    with torch.no_grad():
+        network.bias[-1] += shift
+    ratio = math.exp(float(network.bias.detach().log_softmax(-1)[-1]) - before)
+    assert ratio == pytest.approx({0.0: 1.0, 0.1: 1.06, 0.5: 1.29}[shift], abs=0.01)
+    impala.loss(network, batch, samples, torch.arange(T * N), 0.0).loss.backward()  # type: ignore[arg-type]
+    assert network.bias.grad is not None
+    assert bool(network.bias.grad.abs().max() > 0) is (clip is None or ratio < 1 + clip)
+
+
+def test_the_surrogate_weighs_with_what_lies_between_behaviour_and_the_policy_that_the_batch_met() -> None:
+    """min(rho_clip, pi_prox / mu), beside the ratio pi / pi_prox; by hand, for each sample."""
+    unroll, _ = play(4)
+    impala = Impala(ImpalaConfig(clip=0.2, rho_clip=1.1, minibatch=T * N - 1))
+    batch, network = a_batch(unroll), Biased()
+    samples = impala.prepare(network, batch)  # type: ignore[arg-type]
+    assert samples is not None
+    proximal = Biased().bias.detach().double().log_softmax(-1).numpy()[unroll.action]
+    np.testing.assert_allclose(samples.log_prob_B.view(T, N).numpy(), proximal, rtol=1e-5)
+    with torch.no_grad():
+        network.bias[0] += 0.4
+    now = network.bias.detach().double().log_softmax(-1).numpy()[unroll.action]
+    weighed = np.minimum(1.1, np.exp(proximal - unroll.log_prob)) * samples.advantage_B.view(T, N).numpy()
+    ratio = np.exp(now - proximal)
+    expected = -np.minimum(ratio * weighed, np.clip(ratio, 0.8, 1.2) * weighed).mean()
+    out = impala.loss(network, batch, samples, torch.arange(T * N), 0.0)  # type: ignore[arg-type]
+    assert float(out.metrics["policy_loss"]) == pytest.approx(expected, rel=1e-4)
 
 
 @pytest.mark.parametrize(
