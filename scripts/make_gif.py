@@ -24,7 +24,8 @@ def main() -> None:
     parser.add_argument("--episodes", type=int, default=10)
     parser.add_argument("--seconds", type=float, default=20.0)
     arguments = parser.parse_args()
-    network, config, _ = load_policy(arguments.target)
+    policy = load_policy(arguments.target)
+    network, config = policy.network, policy.config
     best_x, best = -1, []
     for seed in range(arguments.episodes):
         frames: list[U8] = []

@@ -37,7 +37,8 @@ def main() -> None:
     parser.add_argument("target")
     parser.add_argument("out", type=Path)
     arguments = parser.parse_args()
-    network, config, path = load_policy(arguments.target)
+    policy = load_policy(arguments.target)
+    network, config, path = policy.network, policy.config, policy.source
     for seed in range(TRIES):
         env = RecordingEnv(replace(config.env, noop_max=0), 1, (seed,))
         player = Player(network, env, seed=seed, greedy=False)

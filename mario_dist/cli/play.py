@@ -38,7 +38,8 @@ def play(
     from mario_dist.cli.target import load_policy
     from mario_dist.report.video import VideoWriter, Window, has_display
 
-    network, config, path = load_policy(target, rom)
+    policy = load_policy(target, rom)
+    network, config, path = policy.network, policy.config, policy.source
     if config.env.kind != "mario":
         raise UserError(f"{path} plays the probe environment, which has no picture to show")
     env = dataclasses.replace(config.env, noop_max=noop_max)

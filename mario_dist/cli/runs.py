@@ -1,4 +1,4 @@
-"""mario-dist runs list | show"""
+"""mario-dist runs list | show | compare"""
 
 import dataclasses
 import json
@@ -10,6 +10,7 @@ import typer
 from rich.console import Console
 from rich.table import Table
 
+from mario_dist.cli.evaluate import Episodes, Levels, Protocol, Seed
 from mario_dist.errors import UserError
 
 runs_app = typer.Typer(no_args_is_help=True, help="What was trained.")
@@ -81,6 +82,90 @@ def show_command(
         rate = checkpoint.evaluation["clear_rate"] if checkpoint.evaluation else None
         judged = f"  cleared {rate:.0%}" if rate is not None else ""
         print(f"  {checkpoint.kind:6} {checkpoint.agent_steps:>12,}  {checkpoint.path}{judged}")
+
+
+@runs_app.command("compare")
+def compare_command(
+    targets: Annotated[
+        list[str],
+        typer.Argument(
+            metavar="BASE TARGET...", help="Runs, checkpoints or baselines; the first is the base."
+        ),
+    ],
+    protocol: Protocol = "jitter-30",
+    episodes: Episodes = 100,
+    seed: Seed = 0,
+    levels: Levels = None,
+    as_json: Annotated[bool, typer.Option("--json", help="Print one JSON document.")] = False,
+) -> None:
+    """Whether runs are better or worse than the first: the same protocol, intervals and permutation tests.
+
+    A report of the same protocol and checkpoint that is in the run store is used; what is missing is played.
+
+    Example: mario-dist runs compare baseline:random latest
+    """
+    from mario_dist.cli.evaluate import describe, keep, make_protocol
+    from mario_dist.cli.target import load_policy
+    from mario_dist.evaluation import compare
+    from mario_dist.store import RunStore, default_url
+    from mario_dist.system.judging import judge, remembered
+
+    if len(targets) < 2:
+        raise typer.BadParameter("compare takes two targets or more, such as: runs compare RUN RUN")
+    policies = [load_policy(target) for target in targets]
+    if levels is None:
+        # A policy is judged where all were trained, the base's levels first.
+        shared = dict.fromkeys(level for policy in policies for level in policy.config.env.levels)
+        levels = ",".join(shared)
+    reports = []
+    for policy in policies:
+        asked = make_protocol(policy, protocol, episodes, seed, levels)
+        with RunStore(default_url()) as store:
+            report = remembered(policy, asked, store)
+        if report is None:
+            typer.echo(f"playing {episodes} episodes of each level: {policy.source}", err=True)
+            played = judge(policy, asked)
+            keep(policy, played)
+            report = dataclasses.asdict(played)
+        reports.append(report)
+    try:
+        differences = compare(reports[0], reports[1:])
+    except ValueError as error:
+        raise UserError(
+            f"these cannot be compared: {error} (a Q-network plays greedily; compare it to a policy with"
+            " --protocol jitter-30-greedy)"
+        ) from error
+    if as_json:
+        document = {
+            "protocol": reports[0]["protocol"],
+            "base": policies[0].source,
+            "comparisons": [
+                {
+                    "target": policy.source,
+                    "measures": [{**dataclasses.asdict(d), "verdict": d.verdict} for d in of_one],
+                }
+                for policy, of_one in zip(policies[1:], differences, strict=True)
+            ],
+        }
+        print(json.dumps(document))
+        return
+    print(f"protocol   {describe(reports[0]['protocol'])}")
+    print(f"base       {targets[0]}: {policies[0].source}")
+    for target, policy, of_one in zip(targets[1:], policies[1:], differences, strict=True):
+        print(f"{target}: {policy.source}")
+        for d in of_one:
+            shown = _percent if d.measure == "clear rate" else _number
+            low, high = (shown(bound) for bound in d.interval)
+            print(
+                f"  {d.measure:10} {shown(d.value)} against {shown(d.base)}, difference {shown(d.difference)}"
+                f" (95 % interval {low} to {high}), p {d.p_adjusted:.2g}: {d.verdict}"
+            )
+    if len(targets) > 2:
+        print("p is corrected for the number of tests (Holm)")
+
+
+def _percent(value: float) -> str:
+    return f"{value:.1%}"
 
 
 def _number(value: float | None) -> str:

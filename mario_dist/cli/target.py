@@ -15,10 +15,12 @@ from mario_dist.checkpoint import (
 )
 from mario_dist.cli.config import read_config
 from mario_dist.config import RunConfig
+from mario_dist.env.actions import action_names
 from mario_dist.errors import UserError
-from mario_dist.nets import ActorCritic, Network
+from mario_dist.nets import ActorCritic
 from mario_dist.paths import runs_dir
 from mario_dist.store import RunStore, default_url
+from mario_dist.system.judging import Policy
 
 
 def run_directory(ref: str) -> Path:
@@ -50,12 +52,15 @@ def find_checkpoint(target: str) -> Path:
     return found
 
 
-RANDOM = "baseline:random"
-"""The TARGET of a policy that presses every action of the default configuration equally often."""
+_CERTAIN = 1e4
+"""A logit beside zeros that no sample misses."""
+
+BASELINES = ("baseline:random", "baseline:right")
+"""TARGETs that were never trained: each action of the default configuration equally often, or right alone."""
 
 
-def load_policy(target: str, rom: Path | None = None) -> tuple[Network, RunConfig, str]:
-    """The network of a TARGET, its run's configuration, and where it came from.
+def load_policy(target: str, rom: Path | None = None) -> Policy:
+    """The policy of a TARGET.
 
     The policy plays on the fastest emulator of this machine, with this machine's ROM or ``rom``, whatever
     it was trained on: all play the same game. Raises ``UserError`` where it can't be found, read or does not
@@ -64,15 +69,19 @@ def load_policy(target: str, rom: Path | None = None) -> tuple[Network, RunConfi
     from mario_dist.system.build import make_network
     from mario_dist.system.run import check_network
 
-    if target == RANDOM:
+    if target in BASELINES:
         config = read_config([])
         network = make_network(config)
         assert isinstance(network, ActorCritic)
         with torch.no_grad():
             for parameter in network.policy.parameters():
                 parameter.zero_()
-        return network.eval(), _here(config, rom), RANDOM
-    path = find_checkpoint(target)
+            if target == "baseline:right":
+                network.policy.bias[action_names(config.env.actions).index("right")] = _CERTAIN
+        return Policy(network.eval(), _here(config, rom), target)
+    if target.startswith("baseline:"):
+        raise UserError(f"there is no {target}; baselines are {' and '.join(BASELINES)}")
+    path = find_checkpoint(target).resolve()
     try:
         state = load_checkpoint(path)
     except CheckpointError as error:
@@ -80,7 +89,8 @@ def load_policy(target: str, rom: Path | None = None) -> tuple[Network, RunConfi
     config = configuration.parse(state.meta["config"])
     network = make_network(config)
     check_network(network, state)
-    return network.eval(), _here(config, rom), str(path)
+    run_id, steps = str(state.meta["run_id"]), int(state.meta["counters"]["agent_steps"])
+    return Policy(network.eval(), _here(config, rom), str(path), run_id, steps)
 
 
 def _here(config: RunConfig, rom: Path | None) -> RunConfig:

@@ -18,8 +18,14 @@ __all__ = [
 ]
 
 
-def make_env(config: EnvConfig, n_lanes: int, seed: Sequence[int], threads: int = 1) -> VectorEnv:
-    """The environment that ``config`` describes."""
+def make_env(
+    config: EnvConfig,
+    n_lanes: int,
+    seed: Sequence[int],
+    threads: int = 1,
+    on_frame: FrameCallback | None = None,
+) -> VectorEnv:
+    """The environment that ``config`` describes. The probe has no frames for ``on_frame``."""
     if config.kind == "probe":
         return ProbeVectorEnv(config, n_lanes, seed)
-    return MarioVectorEnv(config, n_lanes, seed, threads)
+    return MarioVectorEnv(config, n_lanes, seed, threads, on_frame)

@@ -1,6 +1,30 @@
 """Fixed protocols that judge weights, and the statistics of what they find."""
 
+from mario_dist.evaluation.comparison import Difference, compare
 from mario_dist.evaluation.policy import Player
-from mario_dist.evaluation.protocol import EvalProtocol, evaluate, summarise
+from mario_dist.evaluation.protocol import (
+    SETTINGS,
+    Block,
+    BlockPlayer,
+    EvalProtocol,
+    blocks,
+    evaluate,
+    play_block,
+    settled,
+    summarise,
+)
 
-__all__ = ["EvalProtocol", "Player", "evaluate", "summarise"]
+__all__ = [
+    "SETTINGS",
+    "Block",
+    "BlockPlayer",
+    "Difference",
+    "EvalProtocol",
+    "Player",
+    "blocks",
+    "compare",
+    "evaluate",
+    "play_block",
+    "settled",
+    "summarise",
+]

@@ -1,83 +1,185 @@
 """A fixed way to judge weights: the same protocol and seed give the same report."""
 
 import dataclasses
+import math
 import time
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 
-from mario_dist.env import EnvConfig, make_env
+from mario_dist.env import LEVELS, EnvConfig, FrameCallback, make_env
 from mario_dist.evaluation.policy import Player
 from mario_dist.evaluation.statistics import iqm, iqm_interval, wilson
 from mario_dist.nets import Network
 from mario_dist.types import Episode, EvalReport
 
-VERSION = 1
+VERSION = 2
 MAX_LANES = 16
+_BLOCK = 50
+FRAMES_PER_S = 60.0988
+"""Of an NTSC NES."""
+PLACE_PIXELS = 100
+"""The width of the places where a report says that Mario died."""
 
 
 @dataclass(frozen=True, slots=True)
 class EvalProtocol:
-    """How many episodes, from which starts, by which policy.
+    """How many episodes of each level, from which starts, to which ends, by which policy.
 
-    greedy: take the likeliest action instead of sampling. noop_max: random no-op frames at the start.
+    noop_max: random no-op frames at the start, 0 to this many. greedy: take the likeliest action instead of
+    sampling. sticky: the chance that an action repeats the one before. max_steps, stall_steps: as in
+    ``EnvConfig``, in agent steps; with them a policy is judged alike whatever it was trained with.
     """
 
     levels: tuple[str, ...]
-    episodes: int
-    noop_max: int
-    seed: int
+    episodes: int = 100
+    noop_max: int = 30
+    seed: int = 0
     greedy: bool = False
     sticky: float = 0.0
+    max_steps: int = 4500
+    stall_steps: int = 300
+
+    @property
+    def name(self) -> str:
+        """By which starts, ends and policy it is known: a key of ``PROTOCOLS``, or ``custom``."""
+        return next((name for name, known in PROTOCOLS.items() if known(self)), "custom")
+
+    def document(self) -> dict[str, object]:
+        """Everything that a report depends on, as JSON-able values."""
+        values = {**dataclasses.asdict(self), "levels": list(self.levels)}
+        return {"name": self.name, "version": VERSION, **values}
 
 
-def evaluate(network: Network, env: EnvConfig, protocol: EvalProtocol, threads: int = 1) -> EvalReport:
-    """Play ``protocol.episodes`` episodes of each level. The reward and ends are those of ``env``.
+def _named(**settings: Any) -> Callable[[EvalProtocol], bool]:
+    free = {"levels", "episodes", "seed"}
 
-    A network whose logits are no distribution is played greedily, and the report's protocol says so.
+    def matches(protocol: EvalProtocol) -> bool:
+        known = dataclasses.replace(EvalProtocol(protocol.levels), **settings)
+        fields = (f.name for f in dataclasses.fields(protocol) if f.name not in free)
+        return all(getattr(known, name) == getattr(protocol, name) for name in fields)
+
+    return matches
+
+
+SETTINGS: Mapping[str, Mapping[str, Any]] = {
+    "jitter-30": {"noop_max": 30},
+    "jitter-30-greedy": {"noop_max": 30, "greedy": True},
+    "fixed-start": {"noop_max": 0},
+    "fixed-start-greedy": {"noop_max": 0, "greedy": True},
+    "sticky-25": {"noop_max": 30, "sticky": 0.25},
+}
+"""The named protocols. Levels, episodes and seed are given with each use; sticky-25 is that of Machado et
+al. (2018)."""
+
+PROTOCOLS = {name: _named(**settings) for name, settings in SETTINGS.items()}
+
+
+@dataclass(frozen=True, slots=True)
+class Block:
+    """A part of an evaluation that is played on its own: ``episodes`` of a level, on lanes side by side.
+
+    What comes out depends on nothing beside it, so blocks may be played anywhere at once.
     """
-    protocol = dataclasses.replace(protocol, greedy=protocol.greedy or not network.stochastic)
+
+    level: str
+    index: int
+    episodes: int
+
+
+def blocks(protocol: EvalProtocol) -> list[Block]:
+    """The parts of ``protocol``, of as equal size as can be."""
+    count = math.ceil(protocol.episodes / _BLOCK)
+    sizes = [len(range(index, protocol.episodes, count)) for index in range(count)]
+    return [Block(level, index, size) for level in protocol.levels for index, size in enumerate(sizes)]
+
+
+def evaluate(network: Network, env: EnvConfig, protocol: EvalProtocol, workers: int = 1) -> EvalReport:
+    """Play ``protocol.episodes`` episodes of each level, ``workers`` blocks at once in threads.
+
+    The pictures, actions and rewards are those of ``env``. A network whose logits are no distribution is
+    played greedily, and the report's protocol says so.
+    """
+    protocol = settled(protocol, network)
     started = time.monotonic()
-    episodes: list[Episode] = []
-    for level in protocol.levels:
-        config = dataclasses.replace(env, levels=(level,), noop_max=protocol.noop_max, sticky=protocol.sticky)
-        episodes += _play(network, config, protocol, threads)
-    return summarise(episodes, protocol, time.monotonic() - started)
+    with ThreadPoolExecutor(workers) as pool:
+        played = list(pool.map(lambda block: play_block(network, env, protocol, block), blocks(protocol)))
+    episodes = [episode for block in played for episode in block]
+    return summarise(episodes, protocol, time.monotonic() - started, env.frame_skip)
 
 
-def _play(network: Network, config: EnvConfig, protocol: EvalProtocol, threads: int) -> list[Episode]:
-    """A fixed share of the episodes in every lane: taking whichever end first would favour the short."""
-    n = min(protocol.episodes, MAX_LANES)
-    quota_N = [len(range(lane, protocol.episodes, n)) for lane in range(n)]
-    env = make_env(config, n, (protocol.seed,), threads)
-    episodes: list[list[Episode]] = [[] for _ in range(n)]
-    try:
-        player = Player(network, env, seed=protocol.seed, greedy=protocol.greedy)
-        while any(len(episodes[lane]) < quota_N[lane] for lane in range(n)):
-            for episode in player.step().ended:
-                if len(episodes[episode.lane]) < quota_N[episode.lane]:
-                    episodes[episode.lane].append(episode)
-    finally:
-        env.close()
-    return [episode for lane in episodes for episode in lane]
+def settled(protocol: EvalProtocol, network: Network) -> EvalProtocol:
+    """``protocol`` as this network plays it."""
+    return dataclasses.replace(protocol, greedy=protocol.greedy or not network.stochastic)
 
 
-def summarise(episodes: Sequence[Episode], protocol: EvalProtocol, seconds: float) -> EvalReport:
+def play_block(network: Network, env: EnvConfig, protocol: EvalProtocol, block: Block) -> list[Episode]:
+    """The episodes of one block, in the order in which they began."""
+    played = dict(BlockPlayer(network, env, protocol, block))
+    return [played[number] for number in sorted(played)]
+
+
+class BlockPlayer:
+    """One block as it is played: iterating gives (number, episode) as episodes end, numbered as they began.
+
+    The first ``block.episodes`` that begin count, and each is played to its end: to take those that end first
+    would favour the short ones. on_frame: as of ``MarioVectorEnv``, for who watches.
+    """
+
+    def __init__(
+        self,
+        network: Network,
+        env: EnvConfig,
+        protocol: EvalProtocol,
+        block: Block,
+        on_frame: FrameCallback | None = None,
+    ) -> None:
+        self.lanes = min(block.episodes, MAX_LANES)
+        self.number_N: list[int | None] = list(range(self.lanes))
+        """Which episode each lane plays; None where all have begun."""
+        self._block = block
+        seed = (protocol.seed, LEVELS.index(block.level), block.index)
+        self._player_seed = int(np.random.SeedSequence(seed).generate_state(1)[0])
+        self._greedy = protocol.greedy
+        config = dataclasses.replace(
+            env,
+            levels=(block.level,),
+            noop_max=protocol.noop_max,
+            sticky=protocol.sticky,
+            max_steps=protocol.max_steps,
+            stall_steps=protocol.stall_steps,
+        )
+        self._env = make_env(config, self.lanes, seed, on_frame=on_frame)
+        self._network = network
+
+    def __iter__(self) -> Iterator[tuple[int, Episode]]:
+        begun, left = self.lanes, self._block.episodes
+        try:
+            player = Player(self._network, self._env, seed=self._player_seed, greedy=self._greedy)
+            while left:
+                for episode in player.step().ended:
+                    number = self.number_N[episode.lane]
+                    if number is None:
+                        continue
+                    left -= 1
+                    yield number, episode
+                    self.number_N[episode.lane] = begun if begun < self._block.episodes else None
+                    begun += 1
+        finally:
+            self._env.close()
+
+
+def summarise(
+    episodes: Sequence[Episode], protocol: EvalProtocol, seconds: float, frame_skip: int = 4
+) -> EvalReport:
     """The report of these episodes, over all of them and per level."""
     x = np.array([e.x_pos_max for e in episodes], dtype=np.float64)
     cleared = sum(e.flag_get for e in episodes)
-    per_level: dict[str, dict[str, object]] = {}
-    for level in dict.fromkeys(e.level for e in episodes):
-        here = [e for e in episodes if e.level == level]
-        flags = sum(e.flag_get for e in here)
-        per_level[level] = {
-            "episodes": len(here),
-            "clear_rate": flags / len(here),
-            "clear_rate_ci": list(wilson(flags, len(here))),
-            "x_pos_mean": float(np.mean([e.x_pos_max for e in here])),
-        }
+    levels = dict.fromkeys(e.level for e in episodes)
     return EvalReport(
         clear_rate=cleared / len(episodes),
         clear_rate_ci=wilson(cleared, len(episodes)),
@@ -89,9 +191,39 @@ def summarise(episodes: Sequence[Episode], protocol: EvalProtocol, seconds: floa
             "max": float(x.max()),
         },
         episodes=len(episodes),
-        per_level=per_level,
-        protocol={"version": VERSION, **dataclasses.asdict(protocol), "levels": list(protocol.levels)},
+        per_level={
+            level: _of_level([e for e in episodes if e.level == level], frame_skip) for level in levels
+        },
+        protocol=protocol.document(),
         seconds=seconds,
         mean_return=float(np.mean([e.episode_return for e in episodes])),
         ends=dict(Counter(e.end for e in episodes)),
     )
+
+
+def _of_level(episodes: Sequence[Episode], frame_skip: int) -> dict[str, object]:
+    flags = sum(e.flag_get for e in episodes)
+    x = np.array([e.x_pos_max for e in episodes], dtype=np.float64)
+    places = Counter((e.end, e.x_pos_max // PLACE_PIXELS * PLACE_PIXELS) for e in episodes if not e.flag_get)
+    clear_s = sorted(e.length * frame_skip / FRAMES_PER_S for e in episodes if e.flag_get)
+    return {
+        "episodes": len(episodes),
+        "clear_rate": flags / len(episodes),
+        "clear_rate_ci": list(wilson(flags, len(episodes))),
+        "x_pos_mean": float(x.mean()),
+        "x_pos_iqm": iqm(x),
+        "failures": [
+            {"end": end, "x_from": place, "x_to": place + PLACE_PIXELS, "episodes": count}
+            for (end, place), count in places.most_common()
+        ],
+        "seconds_to_clear": (
+            {"mean": float(np.mean(clear_s)), "median": float(np.median(clear_s)), "best": clear_s[0]}
+            if clear_s
+            else None
+        ),
+        "played": {
+            "x_pos": [e.x_pos_max for e in episodes],
+            "end": [e.end for e in episodes],
+            "agent_steps": [e.length for e in episodes],
+        },
+    }

@@ -1,6 +1,7 @@
 """MLflow: tracked runs. Importing this package does not import MLflow, which takes seconds."""
 
 from mario_dist.registry.connection import default_tracking_uri
+from mario_dist.registry.evaluations import record_evaluation
 from mario_dist.registry.tracker import Tracker
 
-__all__ = ["Tracker", "default_tracking_uri"]
+__all__ = ["Tracker", "default_tracking_uri", "record_evaluation"]

@@ -68,6 +68,20 @@ class CheckpointRow:
     created_at: datetime = field(default_factory=utc_now)
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class EvaluationRow:
+    """What a protocol said of a checkpoint: an ``EvalReport`` as a mapping.
+
+    protocol: the report's protocol as canonical JSON, by which the same one is found again.
+    """
+
+    agent_steps: int
+    path: str
+    protocol: str
+    report: Mapping[str, Any]
+    created_at: datetime = field(default_factory=utc_now)
+
+
 class EpisodeRow(TypedDict):
     """One finished episode: ``EpisodeRecord`` and its ``Episode``, flat, and when the learner heard of it."""
 

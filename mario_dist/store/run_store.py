@@ -17,6 +17,7 @@ from mario_dist.store.rows import (
     CheckpointRow,
     EpisodeRow,
     EpisodeSummary,
+    EvaluationRow,
     MetricRow,
     RunChanges,
     RunRow,
@@ -105,7 +106,7 @@ class RunStore:
         """Forget what came after ``agent_steps``, which a resume does again. Returns the rows deleted."""
         with self._write() as connection:
             deleted = 0
-            for table in (tables.episodes, tables.metrics, tables.checkpoints):
+            for table in (tables.episodes, tables.metrics, tables.checkpoints, tables.evaluations):
                 later = (table.c.run_id == run_id) & (table.c.agent_steps > agent_steps)
                 deleted += connection.execute(delete(table).where(later)).rowcount
             ahead = (tables.runs.c.id == run_id) & (tables.runs.c.agent_steps > agent_steps)
@@ -149,6 +150,20 @@ class RunStore:
         query = select(*columns).where(table.c.run_id == run_id).order_by(table.c.agent_steps, table.c.path)
         with self._read() as connection:
             return [CheckpointRow(**row._mapping) for row in connection.execute(query)]
+
+    def add_evaluation(self, run_id: str, evaluation: EvaluationRow) -> None:
+        """Keep what a protocol said of a checkpoint; of the same protocol, what it says now."""
+        with self._write() as connection:
+            _upsert(connection, tables.evaluations, [{"run_id": run_id, **_values(evaluation)}])
+
+    def evaluations(self, run_id: str) -> list[EvaluationRow]:
+        """A run's evaluations by ``mario-dist eval``, by agent steps and then by time."""
+        table = tables.evaluations
+        columns = [table.c[f.name] for f in fields(EvaluationRow)]
+        query = select(*columns).where(table.c.run_id == run_id)
+        with self._read() as connection:
+            rows = connection.execute(query.order_by(table.c.agent_steps, table.c.created_at))
+            return [EvaluationRow(**row._mapping) for row in rows]
 
     def episodes(self, run_id: str, since_steps: int = 0) -> list[EpisodeRow]:
         """A run's episodes at or after ``since_steps`` agent steps, oldest first."""
@@ -229,7 +244,7 @@ def resolve(ref: str, ids_newest_first: Sequence[str]) -> str:
     raise UserError(f"there is no run {ref!r}; {hint} ('mario-dist runs list' shows all)")
 
 
-def _values(row: RunRow | CheckpointRow) -> dict[str, Any]:
+def _values(row: RunRow | CheckpointRow | EvaluationRow) -> dict[str, Any]:
     return {f.name: getattr(row, f.name) for f in fields(row)}
 
 

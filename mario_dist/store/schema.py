@@ -12,7 +12,7 @@ from mario_dist.store.tables import runs
 if TYPE_CHECKING:
     from alembic.config import Config
 
-HEAD = "0001"
+HEAD = "0002"
 """The newest revision in ``migrations/versions``. Known here so that opening a database that is at it needs
 no Alembic, which costs more than the rest of the opening."""
 

@@ -141,3 +141,14 @@ checkpoints = Table(
     Column("evaluation", JSON(none_as_null=True)),
     Column("created_at", UtcDateTime, nullable=False),
 )
+
+evaluations = Table(
+    "evaluations",
+    metadata,
+    _run_id(),
+    Column("path", String, primary_key=True),
+    Column("protocol", String, primary_key=True),
+    Column("agent_steps", BigInteger, nullable=False),
+    Column("report", JSON, nullable=False),
+    Column("created_at", UtcDateTime, nullable=False),
+)

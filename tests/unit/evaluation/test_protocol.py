@@ -1,8 +1,8 @@
 """Protocols on the probe environment, and on a scripted one where what must be counted is known."""
 
 import dataclasses
-from collections import Counter
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 import pytest
@@ -10,14 +10,23 @@ import torch
 from numpy.typing import NDArray
 
 from mario_dist.env import EnvConfig, ProbeVectorEnv
-from mario_dist.evaluation import EvalProtocol, Player, evaluate, protocol, summarise
+from mario_dist.evaluation import (
+    SETTINGS,
+    EvalProtocol,
+    Player,
+    blocks,
+    evaluate,
+    play_block,
+    protocol,
+    summarise,
+)
 from mario_dist.nets import ActorCritic, NetworkConfig, build_network
 from mario_dist.types import U8, Arrays, EnvSpec, EnvStep, Episode, EvalReport
 
 PROBE = EnvConfig(
-    kind="probe", actions="RIGHT_ONLY", frame_size=(8, 10), frame_stack=2, max_steps=12, stall_steps=0
+    kind="probe", actions="RIGHT_ONLY", frame_size=(8, 10), frame_stack=2, max_steps=99, stall_steps=98
 )
-PROTOCOL = EvalProtocol(levels=("1-1",), episodes=10, noop_max=0, seed=3)
+PROTOCOL = EvalProtocol(levels=("1-1",), episodes=10, noop_max=0, seed=3, max_steps=12, stall_steps=0)
 
 
 @pytest.fixture
@@ -44,7 +53,7 @@ def test_the_same_protocol_and_seed_give_the_same_report(network: ActorCritic, g
     assert first.seconds > 0.0
     assert without_seconds(first) == without_seconds(again)
     other = evaluate(network, PROBE, dataclasses.replace(asked, seed=4))
-    assert without_seconds(other).mean_return != first.mean_return
+    assert other.per_level["probe"]["played"] != first.per_level["probe"]["played"]
     assert other.protocol["seed"] == 4
 
 
@@ -64,6 +73,7 @@ def test_every_level_gets_the_asked_number(network: ActorCritic) -> None:
 def test_the_report_says_which_protocol_made_it(network: ActorCritic) -> None:
     report = evaluate(network, PROBE, PROTOCOL)
     assert report.protocol == {
+        "name": "custom",
         "version": protocol.VERSION,
         "levels": ["1-1"],
         "episodes": 10,
@@ -71,7 +81,38 @@ def test_the_report_says_which_protocol_made_it(network: ActorCritic) -> None:
         "seed": 3,
         "greedy": False,
         "sticky": 0.0,
+        "max_steps": 12,
+        "stall_steps": 0,
     }
+
+
+def test_a_protocol_is_known_by_its_name_whatever_its_levels_episodes_and_seed() -> None:
+    for name, settings in SETTINGS.items():
+        assert EvalProtocol(("1-1",), **settings).name == name
+        assert EvalProtocol(("8-4", "1-2"), episodes=7, seed=9, **settings).name == name
+    assert EvalProtocol(("1-1",), noop_max=29).name == "custom"
+    assert EvalProtocol(("1-1",), stall_steps=100).name == "custom"
+
+
+def test_blocks_are_of_equal_size_and_their_results_their_own(network: ActorCritic) -> None:
+    """However many threads play them, and whatever other levels are judged."""
+    asked = dataclasses.replace(PROTOCOL, levels=("1-1", "2-3"), episodes=101)
+    parts = blocks(asked)
+    assert [(b.level, b.index, b.episodes) for b in parts[:3]] == [
+        ("1-1", 0, 34),
+        ("1-1", 1, 34),
+        ("1-1", 2, 33),
+    ]
+    assert len(parts) == 6
+    assert without_seconds(evaluate(network, PROBE, asked, 3)) == without_seconds(
+        evaluate(network, PROBE, asked, 1)
+    )
+    first, second = (play_block(network, PROBE, asked, block) for block in parts[:2])
+    assert [e.episode_return for e in first] != [e.episode_return for e in second]
+    alone = dataclasses.replace(asked, levels=("2-3",))
+    assert [dataclasses.replace(e, seconds=0.0) for e in play_block(network, PROBE, alone, parts[3])] == [
+        dataclasses.replace(e, seconds=0.0) for e in play_block(network, PROBE, asked, parts[3])
+    ]
 
 
 def actions_of(player: Player, env: ProbeVectorEnv, monkeypatch: pytest.MonkeyPatch) -> list[list[int]]:
@@ -176,31 +217,35 @@ def an_episode(lane: int, x: int, flag: bool, length: int = 1, level: str = "1-1
 
 @pytest.mark.parametrize("episodes", [3, 16, 19, 64])
 def test_short_episodes_are_not_favoured(episodes: int, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Every lane plays its share: the mean is over lanes alike, though lane 0 ends 46 times as often."""
+    """The first episodes that begin are those that count: lane 15's first, 46 times as long as lane 0's,
+    is one of the first 16."""
     made: list[ScriptedEnv] = []
 
-    def make_env(config: EnvConfig, n_lanes: int, seed: Sequence[int], threads: int) -> ScriptedEnv:
+    def make_env(config: EnvConfig, n_lanes: int, seed: Sequence[int], on_frame: None) -> ScriptedEnv:
         made.append(ScriptedEnv(n_lanes))
         return made[-1]
 
     judged: list[Episode] = []
 
-    def recording(episodes: Sequence[Episode], asked: EvalProtocol, seconds: float) -> EvalReport:
+    def recording(episodes: Sequence[Episode], *rest: Any) -> EvalReport:
         judged.extend(episodes)
-        return summarise(episodes, asked, seconds)
+        return summarise(episodes, *rest)
 
     monkeypatch.setattr(protocol, "make_env", make_env)
     monkeypatch.setattr(protocol, "summarise", recording)
     network = build_network(NetworkConfig("mlp", 4), ScriptedEnv(1).spec, seed=0)
     report = evaluate(network, PROBE, dataclasses.replace(PROTOCOL, episodes=episodes))
 
-    shares = Counter(e.lane for e in judged)
-    lanes = min(episodes, 16)
-    assert set(shares) == set(range(lanes))
-    assert max(shares.values()) - min(shares.values()) <= 1
+    expected: list[int] = []  # the lanes in which episodes begin, as time goes on
+    for env in made:
+        begun = [(0, lane) for lane in range(env.n_lanes)]
+        for t in range(1, 200):
+            begun += [(t, lane) for lane in range(env.n_lanes) if t % (3 * lane + 1) == 0]
+        count = episodes // len(made) + (len(expected) == 0 and episodes % len(made))
+        expected += [lane for _, lane in begun[:count]]
+    assert [e.lane for e in judged] == expected
+    assert set(range(min(episodes, 16))) <= set(expected)
     assert report.episodes == episodes
-    if episodes % lanes == 0:
-        assert report.x_pos["mean"] == (lanes - 1) / 2
     assert all(env.closed for env in made)
 
 
@@ -211,27 +256,27 @@ def test_the_environment_is_closed_when_playing_fails(monkeypatch: pytest.Monkey
         raise RuntimeError("the emulator died")
 
     env.step = fail  # type: ignore[method-assign]
-    monkeypatch.setattr(protocol, "make_env", lambda *_: env)
+    monkeypatch.setattr(protocol, "make_env", lambda *_, **__: env)
     with pytest.raises(RuntimeError, match="the emulator died"):
         evaluate(build_network(NetworkConfig("mlp", 4), env.spec, seed=0), PROBE, PROTOCOL)
     assert env.closed
 
 
 def test_evaluate_asks_for_the_environment_of_the_protocol(monkeypatch: pytest.MonkeyPatch) -> None:
-    asked: list[tuple[EnvConfig, int, tuple[int, ...], int]] = []
+    asked: list[tuple[EnvConfig, int, tuple[int, ...]]] = []
 
-    def make_env(config: EnvConfig, n_lanes: int, seed: Sequence[int], threads: int) -> ScriptedEnv:
-        asked.append((config, n_lanes, tuple(seed), threads))
+    def make_env(config: EnvConfig, n_lanes: int, seed: Sequence[int], on_frame: None) -> ScriptedEnv:
+        asked.append((config, n_lanes, tuple(seed)))
         return ScriptedEnv(n_lanes)
 
     monkeypatch.setattr(protocol, "make_env", make_env)
     wanted = EvalProtocol(levels=("1-1", "4-2"), episodes=2, noop_max=7, seed=11, sticky=0.25)
     network = build_network(NetworkConfig("mlp", 4), ScriptedEnv(1).spec, seed=0)
-    evaluate(network, PROBE, wanted, threads=2)
-    base = dataclasses.replace(PROBE, noop_max=7, sticky=0.25)
+    evaluate(network, PROBE, wanted)
+    base = dataclasses.replace(PROBE, noop_max=7, sticky=0.25, max_steps=4500, stall_steps=300)
     assert asked == [
-        (dataclasses.replace(base, levels=("1-1",)), 2, (11,), 2),
-        (dataclasses.replace(base, levels=("4-2",)), 2, (11,), 2),
+        (dataclasses.replace(base, levels=("1-1",)), 2, (11, 0, 0)),
+        (dataclasses.replace(base, levels=("4-2",)), 2, (11, 13, 0)),
     ]
 
 
@@ -252,7 +297,17 @@ def test_summarise() -> None:
         "clear_rate": 0.25,
         "clear_rate_ci": pytest.approx([0.0456, 0.6994], abs=1e-4),
         "x_pos_mean": 25.0,
+        "x_pos_iqm": 25.0,
+        "failures": [{"end": "death", "x_from": 0, "x_to": 100, "episodes": 3}],
+        "seconds_to_clear": pytest.approx({"mean": 0.06656, "median": 0.06656, "best": 0.06656}, rel=1e-3),
+        "played": {
+            "x_pos": [10, 20, 30, 40],
+            "end": ["death", "death", "death", "flag"],
+            "agent_steps": [1, 1, 1, 1],
+        },
     }
+    assert [(p["x_from"], p["x_to"]) for p in report.per_level["1-2"]["failures"]] == [(100, 200), (200, 300)]  # type: ignore[union-attr, call-overload]
+    assert report.per_level["1-2"]["seconds_to_clear"] is None
     assert report.per_level["1-2"]["clear_rate_ci"] == pytest.approx([0.0, 0.6576], abs=1e-4)
     assert report.ends == {"flag": 1, "death": 5}
     assert report.mean_return == pytest.approx(200 / 6)

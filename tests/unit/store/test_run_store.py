@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from mario_dist.errors import UserError
-from mario_dist.store import CheckpointRow, RunRow, RunStore
+from mario_dist.store import CheckpointRow, EvaluationRow, RunRow, RunStore
 from mario_dist.store.run_store import resolve
 from mario_dist.types import EpisodeRecord
 
@@ -45,6 +45,29 @@ def test_update_changes_what_is_given_and_ended_at_follows_the_status(
     at = datetime(2026, 2, 2, tzinfo=UTC)
     store.update_run("r1", status="finished", ended_at=at)
     assert store.get_run("r1").ended_at == at
+
+
+def test_an_evaluation_is_kept_with_its_checkpoint_and_a_repeated_one_once(
+    store: RunStore, make_run: MakeRun
+) -> None:
+    store.create_run(make_run("r1"))
+    report = {
+        "clear_rate": 0.25,
+        "per_level": {"1-1": {"played": {"x_pos": [1, 2], "end": ["death", "flag"]}}},
+    }
+    rows = [
+        EvaluationRow(agent_steps=steps, path=f"/r1/step-{steps}", protocol=protocol, report=report)
+        for steps, protocol in ((200, "a"), (100, "a"), (100, "b"))
+    ]
+    for row in rows:
+        store.add_evaluation("r1", row)
+    assert store.evaluations("r1") == [rows[1], rows[2], rows[0]]
+    again = dataclasses.replace(rows[2], report={"clear_rate": 0.5})
+    store.add_evaluation("r1", again)
+    assert [row.report["clear_rate"] for row in store.evaluations("r1")] == [0.25, 0.5, 0.25]
+    assert store.evaluations("other") == []
+    store.rewind("r1", 150)
+    assert [row.agent_steps for row in store.evaluations("r1")] == [100, 100]
 
 
 def test_update_of_an_unknown_run_is_an_error(store: RunStore) -> None:

@@ -1,0 +1,41 @@
+"""Evaluations of finished runs in MLflow."""
+
+import logging
+import time
+from collections.abc import Mapping
+from typing import Any
+
+from mario_dist.registry.connection import explain, open_client, redact, resolve_uri
+
+_log = logging.getLogger(__name__)
+
+
+def record_evaluation(uri: str, run_id: str, agent_steps: int, report: Mapping[str, Any]) -> bool:
+    """Log a report (``EvalReport`` as a mapping) to the run: its rates as metrics, the whole as an artifact.
+
+    False, with a warning, where MLflow does not take it.
+    """
+    protocol = report["protocol"]
+    values = {
+        "clear_rate": report["clear_rate"],
+        "clear_rate_low": report["clear_rate_ci"][0],
+        "clear_rate_high": report["clear_rate_ci"][1],
+        "x_pos_mean": report["x_pos"]["mean"],
+        "x_pos_iqm": report["x_pos"]["iqm"],
+    }
+    try:
+        from mlflow.entities import Metric
+
+        client, _ = open_client(resolve_uri(uri), "mario-dist")
+        now_ms = time.time_ns() // 1_000_000
+        metrics = [
+            Metric(f"eval/{protocol['name']}/{name}", float(value), now_ms, agent_steps)
+            for name, value in values.items()
+        ]
+        client.log_batch(run_id, metrics=metrics)
+        file = f"evaluations/step-{agent_steps}-{protocol['name']}-seed-{protocol['seed']}.json"
+        client.log_dict(run_id, dict(report), file)
+    except Exception as error:  # MLflow and its artifact stores each raise their own; the report stands
+        _log.warning("MLflow at %s did not take the evaluation: %s", redact(uri), explain(error, uri))
+        return False
+    return True
