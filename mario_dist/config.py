@@ -157,6 +157,47 @@ class EvaluationConfig:
             raise ValueError("every_steps and noop_max must not be negative, episodes at least 1")
 
 
+@dataclass(frozen=True, slots=True)
+class CollapseConfig:
+    """When a run says that its policy has collapsed, and what it does then.
+
+    on_collapse: ``warn`` says so (on the screen, in the run store and in MLflow); ``stop`` also ends the run;
+    ``restore`` goes on with the weights of the best checkpoint and the learning rate times ``lr_factor``, at
+    most ``max_restores`` times.
+    share: of the best moving mean of x-position or clear rate over ``window`` episodes, under which it must
+    lie for ``episodes`` episodes. entropy_band, in nats, and kl_max: what ``reports`` reports in a row of the
+    learner must have left.
+    """
+
+    on_collapse: Literal["warn", "stop", "restore"] = "warn"
+    share: float = 0.5
+    window: int = 100
+    episodes: int = 100
+    entropy_band: tuple[float, float] = (0.02, 10.0)
+    kl_max: float = 0.5
+    reports: int = 20
+    lr_factor: float = 0.5
+    max_restores: int = 3
+
+    def __post_init__(self) -> None:
+        if not 0.0 <= self.share < 1.0 or not 0.0 < self.lr_factor <= 1.0:
+            raise ValueError("share must be in [0, 1) and lr_factor in (0, 1]")
+        if min(self.window, self.episodes, self.reports) < 1 or self.max_restores < 0:
+            raise ValueError("window, episodes and reports must be at least 1, max_restores not negative")
+
+
+@dataclass(frozen=True, slots=True)
+class TrackingConfig:
+    """Where a run's metrics go beside the run store and MLflow.
+
+    tensorboard: event files in the run's directory. wandb_project: Weights & Biases, where its package is
+    installed; null for none.
+    """
+
+    tensorboard: bool = True
+    wandb_project: str | None = None
+
+
 def _algo_name(value: Any) -> str:
     """What ``algo.name`` says, in a tree or in a configuration; PPO where it says nothing."""
     name = value.get("name", "ppo") if isinstance(value, Mapping) else getattr(value, "name", "ppo")
@@ -190,6 +231,8 @@ class RunConfig:
     system: SystemConfig = field(default_factory=SystemConfig)
     checkpoint: CheckpointConfig = field(default_factory=CheckpointConfig)
     evaluation: EvaluationConfig = field(default_factory=EvaluationConfig)
+    collapse: CollapseConfig = field(default_factory=CollapseConfig)
+    tracking: TrackingConfig = field(default_factory=TrackingConfig)
 
     def __post_init__(self) -> None:
         if self.total_steps < 1 or self.seed < 0:

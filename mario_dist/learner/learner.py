@@ -7,6 +7,7 @@ from contextlib import nullcontext
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
 import torch
 
 from mario_dist.algos.api import Algorithm, Batch
@@ -63,6 +64,7 @@ class Learner:
         if compiled:
             self.network.compile()
         self.version = 0
+        self._lr_scale = 1.0
         self._algorithm = algorithm
         self._frame_stack = frame_stack
         self._optimiser_config = optimiser
@@ -99,7 +101,7 @@ class Learner:
             for tensor in staged.batch.tensors():
                 # Its memory belongs to the other stream, which must not take it back before this one is done.
                 tensor.record_stream(torch.cuda.current_stream(self.device))
-        lr = linear(self._optimiser_config.lr, progress)
+        lr = self._lr_scale * linear(self._optimiser_config.lr, progress)
         set_lr(self._optimiser, lr)
         sums: dict[str, torch.Tensor] = defaultdict(lambda: torch.zeros((), device=self.device))
         gradient_steps = 0
@@ -150,6 +152,7 @@ class Learner:
         arrays |= optimiser_arrays(self._optimiser, "optimiser.")
         arrays["generator"] = self._generator.get_state().numpy().copy()
         arrays["version"] = torch.tensor(self.version).numpy()
+        arrays["lr_scale"] = np.array(self._lr_scale)
         return arrays
 
     def restore(self, arrays: Arrays) -> None:
@@ -158,6 +161,14 @@ class Learner:
         restore_optimiser(self._optimiser, arrays, "optimiser.")
         self._generator.set_state(torch.tensor(arrays["generator"]))
         self.version = int(arrays["version"])
+        self._lr_scale = float(arrays.get("lr_scale", 1.0))
+
+    def recover(self, arrays: Arrays, lr_factor: float) -> None:
+        """Take network and optimiser from an earlier ``state()``, as a new version; learn more slowly."""
+        set_weights(self.network, network_arrays(arrays))
+        restore_optimiser(self._optimiser, arrays, "optimiser.")
+        self.version += 1
+        self._lr_scale *= lr_factor
 
 
 def checked_means(sums: Mapping[str, torch.Tensor], count: int, version: int) -> dict[str, float]:

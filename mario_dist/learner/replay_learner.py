@@ -3,6 +3,7 @@
 import copy
 from collections import defaultdict
 
+import numpy as np
 import torch
 
 from mario_dist.algos.apex import ApexDQN
@@ -47,6 +48,7 @@ class ReplayLearner:
             self.network.compile()
             self._target.compile()
         self.version = 0
+        self._lr_scale = 1.0
         self._algorithm = algorithm
         self._frame_stack = frame_stack
         self._precision = precision
@@ -66,7 +68,7 @@ class ReplayLearner:
         if self._threads:  # in one process, the rollouts have theirs
             torch.set_num_threads(self._threads)
         config = self._algorithm.config
-        self._lr = linear(config.lr, progress)
+        self._lr = self._lr_scale * linear(config.lr, progress)
         set_lr(self._optimiser, self._lr)
         batch = make_replay_batch(sample, weight_B, self._frame_stack, self.device)
         with autocast(self.device, self._precision):
@@ -102,6 +104,7 @@ class ReplayLearner:
         arrays |= {f"target.{k}": v for k, v in get_weights(self._target, 0).arrays.items()}
         arrays |= optimiser_arrays(self._optimiser, "optimiser.")
         arrays["version"] = torch.tensor(self.version).numpy()
+        arrays["lr_scale"] = np.array(self._lr_scale)
         return arrays
 
     def restore(self, arrays: Arrays) -> None:
@@ -110,6 +113,15 @@ class ReplayLearner:
         set_weights(self._target, part(arrays, "target."))
         restore_optimiser(self._optimiser, arrays, "optimiser.")
         self.version = int(arrays["version"])
+        self._lr_scale = float(arrays.get("lr_scale", 1.0))
+
+    def recover(self, arrays: Arrays, lr_factor: float) -> None:
+        """Take networks and optimiser from an earlier ``state()``, as a new version; learn more slowly."""
+        set_weights(self.network, part(arrays, "network."))
+        set_weights(self._target, part(arrays, "target."))
+        restore_optimiser(self._optimiser, arrays, "optimiser.")
+        self.version += 1
+        self._lr_scale *= lr_factor
 
     def _no_sums(self) -> dict[str, torch.Tensor]:
         return defaultdict(lambda: torch.zeros((), device=self.device))

@@ -117,6 +117,14 @@ class Tracker:
             except queue.Full:
                 self._drop(len(finite), "MLflow is too slow")
 
+    def tag(self, name: str, value: str) -> None:
+        """Set a tag of the run now, if MLflow takes it."""
+        run_id = self._started()
+        try:
+            self._client.set_tag(run_id, name, value)
+        except Exception as error:  # stores each raise their own
+            _log.warning("MLflow did not take the tag %s: %s", name, self._why(error))
+
     def artifacts(self, directory: Path, artifact_path: str, names: Sequence[str] = ()) -> bool:
         """Upload a directory, or these files of it, now: it may be pruned later. False where that failed."""
         run_id = self._started()

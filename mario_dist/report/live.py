@@ -204,6 +204,8 @@ def dashboard(progress: Progress, spark: str) -> RenderableType:
         named = {_METRIC_NAMES.get(name, name): value for name, value in p.metrics.items()}
         broken = {name for name, value in named.items() if not math.isfinite(value)}
         rows.add_row("learner", _cells({name: number(value) for name, value in named.items()}, broken))
+    if p.alarm is not None:
+        rows.add_row("alarm", Text(p.alarm, style="bold red"))
     whole = Table.grid(expand=True)
     whole.add_row(steps)
     whole.add_row(rows)

@@ -16,6 +16,7 @@ class Progress:
     queue_depth: unrolls that wait for the learner. version: the newest weights.
     metrics: the learner's last scalars by name.
     evaluation: (clear rate, mean x-position) of the best evaluation so far.
+    alarm: what the last alarm said.
     """
 
     agent_steps: int
@@ -34,6 +35,7 @@ class Progress:
     version: int
     metrics: Mapping[str, float] = field(default_factory=dict)
     evaluation: tuple[float, float] | None = None
+    alarm: str | None = None
 
     @property
     def done(self) -> float:

@@ -158,6 +158,9 @@ class LocalLearner:
     def state(self) -> Arrays:
         return self._learner.state()
 
+    def recover(self, state: Arrays, lr_factor: float) -> None:
+        self._learner.recover(state, lr_factor)
+
 
 def local_learner(config: RunConfig, plan: Plan, state: Arrays | None) -> LocalLearner:
     """A learner that takes each unroll once."""

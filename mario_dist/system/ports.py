@@ -101,6 +101,9 @@ class LearnerPort[W](Protocol):
 
     def state(self) -> Arrays: ...
 
+    def recover(self, state: Arrays, lr_factor: float) -> None:
+        """Go back to the weights of ``state`` and learn more slowly. Nothing may be in flight."""
+
 
 class ReplayPort[U](Protocol):
     """The replay of a run: this process fills it, its learner draws from it."""

@@ -123,6 +123,9 @@ class LearnerActor:
     def state(self) -> Arrays:
         return self._learner.state()
 
+    def recover(self, state: Arrays, lr_factor: float) -> None:
+        self._learner.recover(state, lr_factor)
+
 
 @ray.remote
 def _evaluate(config: RunConfig, weights: Weights) -> EvalReport:
@@ -298,6 +301,10 @@ class RayLearner:
     def state(self) -> Arrays:
         state: Arrays = get(self._actor.state.remote())
         return state
+
+    def recover(self, state: Arrays, lr_factor: float) -> None:
+        get(self._actor.recover.remote(state, lr_factor))
+        self._weights = self._actor.weights.remote()
 
     def close(self) -> None:
         ray.kill(self._actor)

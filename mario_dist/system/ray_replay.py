@@ -36,6 +36,9 @@ class ReplayLearnerActor:
     def state(self) -> Arrays:
         return self._learner.state()
 
+    def recover(self, state: Arrays, lr_factor: float) -> None:
+        self._learner.recover(state, lr_factor)
+
 
 def ray_replay_learner(
     config: RunConfig, plan: Plan, state: Arrays | None, shards: RayShards, *, gpu: bool

@@ -217,7 +217,17 @@ def _drive(
         driver = _Driver(config, plan, gpu, stack)
         rollouts = driver.rollouts(states, incarnation)
         learner, feed = driver.learner(learner_state, replay, session.note)
-        return train(rollouts, learner, feed, config, counters, session, request, version)
+        return train(
+            rollouts,
+            learner,
+            feed,
+            config,
+            counters,
+            session,
+            lambda: request() or session.collapsed,
+            version,
+            session.recovery,
+        )
 
 
 class _Driver:

@@ -17,8 +17,11 @@ from mario_dist import config as configuration
 from mario_dist import machine
 from mario_dist.checkpoint import (
     FILES,
+    CheckpointError,
     TrainState,
+    best_checkpoint,
     has_replay,
+    load_checkpoint,
     mark_best,
     prune,
     save_checkpoint,
@@ -30,8 +33,9 @@ from mario_dist.registry import Tracker
 from mario_dist.report.live import LiveView
 from mario_dist.report.progress import Progress
 from mario_dist.store import CheckpointKind, CheckpointRow, RunChanges, RunRow, RunStore, StoreWriter
-from mario_dist.system.topology import Counters, Iteration
-from mario_dist.types import Arrays, EpisodeRecord, EvalReport
+from mario_dist.system.collapse import Alarm, CollapseDetector
+from mario_dist.system.topology import Counters, Iteration, Recovery
+from mario_dist.types import Arrays, EpisodeRecord, EvalReport, part
 
 _RECENT_EPISODES = 100
 _RATE_WINDOW = 10
@@ -87,6 +91,12 @@ class Session:
         self._x_best: int | None = None
         self._restarts = 0
         self._replay_lost = 0
+        self._detector = CollapseDetector(config.collapse)
+        self._alarm: Alarm | None = None
+        self._restore_due = False
+        self._restores = 0
+        self.collapsed = False
+        """Whether the run should end for it: ``collapse.on_collapse: stop``."""
         self._busy = (self._started_at, machine.busy_core_seconds())
 
     @property
@@ -130,6 +140,45 @@ class Session:
                 metrics[name] = float(value)
         self._record(metrics)
         self._view.update(progress)
+        alarms = self._detector.episodes([record.episode for record in iteration.episodes])
+        alarms += self._detector.report(iteration.report.metrics)
+        for alarm in alarms:
+            self._raise_alarm(alarm)
+
+    def recovery(self) -> Recovery | None:
+        """The best checkpoint's learner, where a collapse asks for it; for ``topology.train``."""
+        if not self._restore_due:
+            return None
+        self._restore_due = False
+        path = best_checkpoint(self.checkpoints)
+        if path is None:
+            self.note("there is no evaluated checkpoint yet to go back to")
+            return None
+        try:
+            state = load_checkpoint(path)
+        except CheckpointError as error:
+            self.note(f"cannot go back to the best checkpoint: {error}")
+            return None
+        self._restores += 1
+        self._detector.restart()
+        factor = self._config.collapse.lr_factor
+        self.note(f"back to the weights of {path}, with the learning rate times {factor:g}")
+        return Recovery(part(state.arrays, "learner."), factor)
+
+    def _raise_alarm(self, alarm: Alarm) -> None:
+        self._alarm = alarm
+        self._record({f"alarm/{alarm.measure}": alarm.value})
+        self._tracker.tag("mario_dist.alarm", f"at {self.counters.agent_steps} steps: {alarm.text}")
+        best = best_checkpoint(self.checkpoints)
+        kept = f" (the best checkpoint is kept: {best})" if best is not None else ""
+        self.note(f"ALARM at {self.counters.agent_steps:,} steps: {alarm.text}{kept}")
+        match self._config.collapse.on_collapse:
+            case "stop":
+                self.collapsed = True
+            case "restore" if self._restores < self._config.collapse.max_restores:
+                self._restore_due = True
+            case _:
+                pass
 
     def evaluated(self, counters: Counters, report: EvalReport) -> None:
         self._paused_s += report.seconds
@@ -233,6 +282,7 @@ class Session:
             version=iteration.report.version,
             metrics=iteration.report.metrics,
             evaluation=self.best,
+            alarm=None if self._alarm is None else self._alarm.text,
         )
 
 

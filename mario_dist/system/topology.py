@@ -44,6 +44,14 @@ class Iteration:
     worker_seconds: Mapping[str, float]
 
 
+@dataclass(frozen=True, slots=True)
+class Recovery:
+    """To which learner state a run goes back, and by which factor it learns more slowly from there on."""
+
+    learner: Arrays
+    lr_factor: float
+
+
 class Observer(Protocol):
     """Who keeps what a run produces."""
 
@@ -72,10 +80,12 @@ def train[W, U](
     observer: Observer,
     should_stop: Callable[[], bool],
     version: int = 0,
+    recovery: Callable[[], Recovery | None] = lambda: None,
 ) -> Outcome:
     """Run until ``config.total_steps`` or until ``should_stop``; a checkpoint is the last thing done.
 
-    version: of the learner's weights now.
+    version: of the learner's weights now. recovery: asked after each iteration whether to go back to an
+    earlier state of the learner; the counters go on.
 
     Idle workers make unrolls with the newest weights, and the learner gets orders, whenever the feed lets
     them; the loop then sleeps until either has something. Before an evaluation or a checkpoint all that is
@@ -126,6 +136,12 @@ def train[W, U](
                 since.iteration(counters, learned, rollouts.restarts, concurrent=learner.concurrent)
             )
             since = _Since(counters, one.version)
+
+        if (back := recovery()) is not None:
+            late = [feed.learned(one) for one in _drain(learner, feed, reports, since.version, progress)]
+            learner.recover(back.learner, back.lr_factor)
+            since.version = 1 + max([since.version, *(one.version for one in late)])
+            weights = learner.weights()
 
         evaluation = None
         if evaluate and not stop:

@@ -14,7 +14,7 @@ from mario_dist.config import RunConfig
 from mario_dist.system.feed import make_queue_feed
 from mario_dist.system.plan import make_plan
 from mario_dist.system.ray import RayRollouts, connected, ray_learner
-from mario_dist.system.topology import Counters, Iteration, train
+from mario_dist.system.topology import Counters, Iteration, Recovery, train
 from mario_dist.types import Arrays, EvalReport
 
 Make = Callable[..., RunConfig]
@@ -59,7 +59,9 @@ def ray_here(ray_lock: Callable[[int], AbstractContextManager[None]]) -> Iterato
 
 
 def drive(
-    config: RunConfig, after: Callable[[RayRollouts, Iteration], None] = lambda rollouts, iteration: None
+    config: RunConfig,
+    after: Callable[[RayRollouts, Iteration], None] = lambda rollouts, iteration: None,
+    recovery: Callable[[Log], Recovery | None] = lambda log: None,
 ) -> Log:
     plan = make_plan(config, 2, gpu=False)
     rollouts = RayRollouts(config, plan, [], 0)
@@ -67,7 +69,10 @@ def drive(
     log = Log(lambda iteration: after(rollouts, iteration))
     try:
         feed = make_queue_feed(config, plan)
-        assert train(rollouts, learner, feed, config, Counters(), log, lambda: False) == "finished"
+        outcome = train(
+            rollouts, learner, feed, config, Counters(), log, lambda: False, recovery=lambda: recovery(log)
+        )
+        assert outcome == "finished"
     finally:
         rollouts.close()
         learner.close()
@@ -97,13 +102,18 @@ def test_lag_0_waits_for_the_newest_weights_and_lag_1_overlaps(probe_config: Mak
 
 
 @pytest.mark.usefixtures("ray_here")
-def test_a_killed_rollout_actor_is_replaced_and_its_episodes_come_once(probe_config: Make) -> None:
+def test_a_killed_rollout_actor_is_replaced_and_a_collapsed_learner_put_back(probe_config: Make) -> None:
     def after(rollouts: RayRollouts, iteration: Iteration) -> None:
         if iteration.counters.iterations == 2:
             kill_a_rollout_actor(rollouts)
 
-    log = drive(probe_config(**RAY), after)
+    def recovery(log: Log) -> Recovery | None:
+        return Recovery(log.states[0][0], 0.5) if len(log.iterations) == 3 else None
+
+    log = drive(probe_config(**RAY), after, recovery)
     assert log.iterations[-1].restarts == 1
+    assert [i.report.version for i in log.iterations] == [1, 2, 3, 5, 6], "the state put back is a version"
+    assert [float(learner["lr_scale"]) for learner, _ in log.states] == [1.0, 0.5, 0.5, 0.5]
     assert [i.counters.agent_steps for i in log.iterations] == [96, 192, 288, 384, 480]
     keys = log.episode_keys()
     assert set(keys.values()) == {1}

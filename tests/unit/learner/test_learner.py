@@ -142,6 +142,26 @@ def test_a_restored_learner_goes_on_bit_for_bit(
     assert identical(restored.state(), straight.state())
 
 
+def test_a_recovered_learner_has_the_old_weights_as_a_new_version_and_learns_more_slowly(
+    batches: list[list[Unroll]],
+) -> None:
+    learner = a_learner()
+    learn(learner, batches[:1])
+    state = learner.state()
+    learn(learner, batches[1:3])
+    learner.recover(state, 0.1)
+    learner.recover(state, 0.5)
+    assert learner.version == 5
+    assert identical(learner.weights().arrays, network_arrays(state))
+    moments = {name: array for name, array in state.items() if name.startswith("optimiser.")}
+    assert identical({name: learner.state()[name] for name in moments}, moments)
+    (report,) = learn(learner, batches[3:])
+    assert report.metrics["lr"] == pytest.approx(0.05 * 1e-3)
+    resumed = a_learner()
+    resumed.restore(learner.state())
+    assert learn(resumed, batches[3:])[0].metrics["lr"] == pytest.approx(0.05 * 1e-3)
+
+
 def test_a_learner_restored_to_its_beginning_forgets_its_moments(batches: list[list[Unroll]]) -> None:
     fresh, used = a_learner(), a_learner()
     state = fresh.state()

@@ -69,6 +69,21 @@ def test_stopped_and_restored_it_ends_the_same() -> None:
     assert identical(whole.state(), second.state())
 
 
+def test_recovered_it_has_the_old_networks_as_a_new_version_and_learns_more_slowly() -> None:
+    learner = a_learner()
+    learn(learner, range(2))
+    state = learner.state()
+    learn(learner, range(2, 5))
+    learner.recover(state, 0.1)
+    now = learner.state()
+    assert (int(now["version"]), float(now["lr_scale"])) == (6, 0.1)
+    kept = [k for k in state if k not in ("version", "lr_scale")]
+    assert identical({k: now[k] for k in kept}, {k: state[k] for k in kept})
+    learner.report()
+    learn(learner, range(1))
+    assert learner.report().metrics["lr"] == pytest.approx(0.1 * 1e-3)
+
+
 def test_the_target_network_follows_every_so_often() -> None:
     learner = a_learner()
 
