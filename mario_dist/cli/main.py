@@ -11,6 +11,7 @@ from mario_dist.cli.evaluate import evaluate_command
 from mario_dist.cli.play import play
 from mario_dist.cli.runs import runs_app
 from mario_dist.cli.train import train_command
+from mario_dist.cli.watch import watch_command
 from mario_dist.errors import UserError
 
 app = typer.Typer(
@@ -22,6 +23,7 @@ app = typer.Typer(
 app.command("train")(train_command)
 app.command("eval")(evaluate_command)
 app.command("play")(play)
+app.command("watch")(watch_command)
 app.add_typer(runs_app, name="runs")
 app.add_typer(bench_app, name="bench")
 app.command("doctor")(doctor)

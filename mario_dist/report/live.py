@@ -5,7 +5,7 @@ Everything goes to standard error: standard output is for results.
 
 import math
 import time
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Callable, Collection, Iterable, Mapping
 from types import TracebackType
 
 from rich.columns import Columns
@@ -25,6 +25,8 @@ _CELL_WIDTH = 19
 _SPARK_WIDTH = _CELL_WIDTH
 _MAX_WIDTH = 100
 _BLOCKS = "▁▂▃▄▅▆▇█"
+CURVES = ("agent_steps_per_s", "return_mean", "x_pos_mean", "clear_rate")
+"""Of ``Progress``, those that the dashboard draws."""
 _ASCII_BLOCKS = "_.-=+*#"
 _METRIC_NAMES = {
     "policy_loss": "policy",
@@ -63,7 +65,7 @@ class LiveView:
         self._progress: Progress | None = None
         self._updated = self._printed = -math.inf
         self._unprinted = False
-        self._history = History()
+        self._history = {name: History() for name in CURVES}
         self._live: Live | None = None
 
     def __enter__(self) -> "LiveView":
@@ -94,12 +96,18 @@ class LiveView:
         """Show ``progress``; cheap enough to call many times a second."""
         self._progress = progress
         self._updated = self._clock()
-        if progress.x_pos_mean is not None:
-            self._history.add(progress.x_pos_mean)
+        for name in CURVES:
+            self.recall(name, [getattr(progress, name)])
         if self._plain:
             self._unprinted = True
             if self._updated - self._printed >= _PLAIN_EVERY_S:
                 self._print(progress)
+
+    def recall(self, curve: str, values: Iterable[float | None]) -> None:
+        """What one of ``CURVES`` was before, oldest first."""
+        for value in values:
+            if value is not None:
+                self._history[curve].add(value)
 
     def note(self, text: str) -> None:
         """One line that stays: a checkpoint was written, an actor was restarted."""
@@ -126,7 +134,11 @@ class LiveView:
         if self._progress is None:
             body: RenderableType = Text("starting", style="dim")
         else:
-            body = dashboard(self._progress, sparkline(self._history.values, _SPARK_WIDTH, blocks))
+            sparks = {
+                name: sparkline(history.values, _SPARK_WIDTH, blocks)
+                for name, history in self._history.items()
+            }
+            body = dashboard(self._progress, sparks)
         silent_s = self._clock() - self._updated
         return Panel(
             body,
@@ -172,8 +184,8 @@ def plain_line(progress: Progress) -> str:
     return " ".join(f"{key}={value}" for key, value in pairs.items() if value is not None)
 
 
-def dashboard(progress: Progress, spark: str) -> RenderableType:
-    """The rows of the terminal view; ``spark`` is the curve of the mean x-position so far."""
+def dashboard(progress: Progress, sparks: Mapping[str, str]) -> RenderableType:
+    """The rows of the terminal view; ``sparks`` has the curves so far, by name of ``CURVES``."""
     p = progress
     steps = Table.grid(padding=(0, 2), expand=True)
     steps.add_column(ratio=1)
@@ -187,17 +199,17 @@ def dashboard(progress: Progress, spark: str) -> RenderableType:
     rows.add_column(ratio=1)
     rows.add_row("time", _cells({"elapsed": duration(p.wall_s), "left": duration(p.eta_s)}))
     speed = {"steps/s": f"{p.agent_steps_per_s:,.0f}", "frames/s": f"{p.env_frames_per_s:,.0f}"}
-    rows.add_row("speed", _cells(speed))
+    rows.add_row("speed", _with_spark(_cells(speed), sparks, "agent_steps_per_s"))
     mean_return = "-" if p.return_mean is None else number(p.return_mean)
-    episodes = {"ended": f"{p.episodes:,}", "cleared": _percent(p.clear_rate), "mean return": mean_return}
-    rows.add_row("episodes", _cells(episodes))
+    episodes = _cells({"ended": f"{p.episodes:,}", "mean return": mean_return})
+    rows.add_row("episodes", _with_spark(episodes, sparks, "return_mean"))
     x_pos = _cells({"mean": _whole(p.x_pos_mean), "best": _whole(p.x_pos_best)})
-    if spark:
-        x_pos.add_renderable(Text(spark.ljust(_CELL_WIDTH), style="green", no_wrap=True, overflow="crop"))
-    rows.add_row("x-position", x_pos)
+    rows.add_row("x-position", _with_spark(x_pos, sparks, "x_pos_mean"))
+    flags = {"cleared": _percent(p.clear_rate)}
     if p.evaluation is not None:
         rate, mean_x = p.evaluation
-        rows.add_row("best eval", _cells({"cleared": _percent(rate), "mean x": _whole(mean_x)}))
+        flags |= {"best eval": _percent(rate), "its mean x": _whole(mean_x)}
+    rows.add_row("flag", _with_spark(_cells(flags), sparks, "clear_rate"))
     pipeline = {"version": f"{p.version:,}", "lag": str(p.policy_lag), "queue": str(p.queue_depth)}
     rows.add_row("policy", _cells(pipeline))
     if p.metrics:
@@ -222,6 +234,12 @@ def _cells(values: Mapping[str, str], alarming: Collection[str] = ()) -> Columns
         cells.append(cell)
     # Not Columns' own width, with which it fails on a terminal that is narrower.
     return Columns(cells, equal=True, padding=(0, 1))
+
+
+def _with_spark(cells: Columns, sparks: Mapping[str, str], name: str) -> Columns:
+    if spark := sparks.get(name):
+        cells.add_renderable(Text(spark.ljust(_CELL_WIDTH), style="green", no_wrap=True, overflow="crop"))
+    return cells
 
 
 def _whole(value: float | None) -> str:

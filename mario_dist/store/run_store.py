@@ -212,6 +212,16 @@ class RunStore:
             rows = connection.execute(query.order_by(table.c.agent_steps, table.c.name))
             return [cast(MetricRow, dict(row._mapping)) for row in rows]
 
+    def newest_metrics(self, run_id: str) -> list[MetricRow]:
+        """The metrics of a run's newest report."""
+        table = tables.metrics
+        newest = select(func.max(table.c.agent_steps)).where(table.c.run_id == run_id).scalar_subquery()
+        query = select(table.c.agent_steps, table.c.wall_s, table.c.name, table.c.value).where(
+            (table.c.run_id == run_id) & (table.c.agent_steps == newest)
+        )
+        with self._read() as connection:
+            return [cast(MetricRow, dict(row._mapping)) for row in connection.execute(query)]
+
     @contextmanager
     def _read(self) -> Iterator[Connection]:
         with clear_errors(self._engine, self.where), self._engine.begin() as connection:

@@ -6,7 +6,7 @@ import os
 import shutil
 import time
 from collections import deque
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -32,6 +32,7 @@ from mario_dist.errors import UserError
 from mario_dist.registry import Tracker
 from mario_dist.report.live import LiveView
 from mario_dist.report.progress import Progress
+from mario_dist.report.sinks import Sink, check_tracking, open_sinks
 from mario_dist.store import CheckpointKind, CheckpointRow, RunChanges, RunRow, RunStore, StoreWriter
 from mario_dist.system.collapse import Alarm, CollapseDetector
 from mario_dist.system.topology import Counters, Iteration, Recovery
@@ -70,6 +71,7 @@ class Session:
         view: LiveView,
         resumed: Resumed,
         mlflow_run_id: str,
+        sinks: Sequence[Sink],
     ) -> None:
         self.run_id = run_id
         self.directory = directory
@@ -79,6 +81,7 @@ class Session:
         self._store = store
         self._writer = writer
         self._tracker = tracker
+        self._sinks = sinks
         self._view = view
         self._mlflow_run_id = mlflow_run_id
         self._incarnation = resumed.incarnation
@@ -129,6 +132,7 @@ class Session:
             "collect_s": iteration.collect_s,
             "learn_s": iteration.learn_s,
             **{f"worker_{name}_s": seconds for name, seconds in iteration.worker_seconds.items()},
+            "version": float(iteration.report.version),
             "queue_depth": float(iteration.queue_depth),
             "actor_restarts": float(iteration.restarts),
             "episodes": float(counters.episodes),
@@ -255,6 +259,8 @@ class Session:
     def _record(self, metrics: Mapping[str, float]) -> None:
         self._writer.metrics(self.counters.agent_steps, self._wall_s(), metrics)
         self._tracker.metrics(self.counters.agent_steps, metrics)
+        for sink in self._sinks:
+            sink.metrics(self.counters.agent_steps, metrics)
 
     def _progress(self, iteration: Iteration) -> Progress:
         # Pauses for evaluations are no part of the training's speed.
@@ -302,6 +308,7 @@ def open_session(
     ``details`` (the plan, say) are kept with the machine's description. Nothing of the run exists until
     every door was found open. Raises ``UserError`` where one is shut.
     """
+    check_tracking(config.tracking)
     fresh = resumed is None
     resumed = resumed or Resumed(Counters(), None, None, 0, 0.0)
     directory = directory.resolve()
@@ -356,9 +363,21 @@ def open_session(
                 set_aside_newer(directory / "checkpoints", resumed.counters.agent_steps)
                 again: RunChanges = {**changes, "status": "running", "ended_at": None}
                 store.update_run(run_id, **again)
+            sinks = stack.enter_context(
+                open_sinks(
+                    config.tracking,
+                    directory,
+                    run_id=run_id,
+                    name=config.name,
+                    tree=tree,
+                    resumed_at=None if fresh else resumed.counters.agent_steps,
+                )
+            )
             writer = StoreWriter(store, run_id)
             view = stack.enter_context(LiveView(run_id, config))
-            session = Session(run_id, config, directory, store, writer, tracker, view, resumed, mlflow_run_id)
+            session = Session(
+                run_id, config, directory, store, writer, tracker, view, resumed, mlflow_run_id, sinks
+            )
             try:
                 yield session
                 done = session.counters.agent_steps >= config.total_steps
