@@ -1,9 +1,10 @@
-"""mario-dist runs list | show | compare"""
+"""mario-dist runs list | show | compare | export"""
 
 import dataclasses
 import json
 import sys
 from datetime import datetime
+from pathlib import Path
 from typing import Annotated
 
 import typer
@@ -82,6 +83,29 @@ def show_command(
         rate = checkpoint.evaluation["clear_rate"] if checkpoint.evaluation else None
         judged = f"  cleared {rate:.0%}" if rate is not None else ""
         print(f"  {checkpoint.kind:6} {checkpoint.agent_steps:>12,}  {checkpoint.path}{judged}")
+
+
+@runs_app.command("export")
+def export_command(
+    run: Annotated[str, typer.Argument(help="A run's id, a unique beginning of it, or 'latest'.")],
+    out: Annotated[Path | None, typer.Option(help="A directory; by default the run's id here.")] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="Print one JSON document.")] = False,
+) -> None:
+    """A run as CSV: every episode of every lane, every metric; its evaluations as JSON.
+
+    Example: mario-dist runs export latest --out exported
+    """
+    from mario_dist.report.export import export_run
+    from mario_dist.store import RunStore, default_url
+
+    with RunStore(default_url()) as store:
+        row = store.get_run(run)
+        written = export_run(store, row, out or Path(row.id))
+    if as_json:
+        print(json.dumps({"id": row.id, "files": [str(path) for path in written]}))
+        return
+    for path in written:
+        print(path)
 
 
 @runs_app.command("compare")
