@@ -1,4 +1,4 @@
-"""mario-dist bench emulator | parity | rollout | scaling | replay | learner | train"""
+"""mario-dist bench emulator | parity | rollout | scaling | replay | learner | eval | train"""
 
 import json
 from collections.abc import Mapping, Sequence
@@ -225,6 +225,40 @@ def learner(
     _show(document, ("threads", "device", "samples_per_s", "agent_steps_per_s", *bare), as_json)
     if not as_json and bare:
         print(f"{document['mario-dist']['share_of_bare']:.1%} of a bare PyTorch loop")
+
+
+@bench_app.command("eval")
+def evaluation(
+    target: Annotated[str, typer.Argument(help="As for eval.")],
+    episodes: Annotated[int, typer.Option(min=1, help="Episodes per level.")] = 100,
+    rounds: Annotated[int, typer.Option(min=1, help="Rounds, of which the median counts.")] = 3,
+    as_json: Json = False,
+) -> None:
+    """Seconds of an evaluation by jitter-30: on many lanes and all cores, beside a single lane.
+
+    Example: mario-dist bench eval latest --json
+    """
+    from mario_dist.bench.evaluate import bench_evaluate
+    from mario_dist.cli.evaluate import make_protocol
+    from mario_dist.cli.target import load_policy
+
+    policy = load_policy(target)
+    document = bench_evaluate(
+        policy.network,
+        policy.config.env,
+        make_protocol(policy, "jitter-30", episodes, 0, None),
+        rounds,
+        lambda text: typer.echo(text, err=True),
+    )
+    if as_json:
+        print(json.dumps(document))
+        return
+    _print_machine(document)
+    ours, alone, ratio = document["mario-dist"], document["one lane"], document["ratio"]["one lane"]
+    print(
+        f"{episodes} episodes: {ours['seconds']:.1f} s on {ours['cores']} cores x {ours['lanes']} lanes;"
+        f" one lane {alone['seconds']:.1f} s, {ratio:.1f} times as long"
+    )
 
 
 @bench_app.command()

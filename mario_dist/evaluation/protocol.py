@@ -98,16 +98,21 @@ def blocks(protocol: EvalProtocol) -> list[Block]:
     return [Block(level, index, size) for level in protocol.levels for index, size in enumerate(sizes)]
 
 
-def evaluate(network: Network, env: EnvConfig, protocol: EvalProtocol, workers: int = 1) -> EvalReport:
+def evaluate(
+    network: Network, env: EnvConfig, protocol: EvalProtocol, workers: int = 1, lanes: int = MAX_LANES
+) -> EvalReport:
     """Play ``protocol.episodes`` episodes of each level, ``workers`` blocks at once in threads.
 
     The pictures, actions and rewards are those of ``env``. A network whose logits are no distribution is
-    played greedily, and the report's protocol says so.
+    played greedily, and the report's protocol says so. ``lanes`` side by side share a stream of samples:
+    with another number the report is another one.
     """
     protocol = settled(protocol, network)
     started = time.monotonic()
     with ThreadPoolExecutor(workers) as pool:
-        played = list(pool.map(lambda block: play_block(network, env, protocol, block), blocks(protocol)))
+        played = list(
+            pool.map(lambda block: play_block(network, env, protocol, block, lanes), blocks(protocol))
+        )
     episodes = [episode for block in played for episode in block]
     return summarise(episodes, protocol, time.monotonic() - started, env.frame_skip)
 
@@ -117,9 +122,11 @@ def settled(protocol: EvalProtocol, network: Network) -> EvalProtocol:
     return dataclasses.replace(protocol, greedy=protocol.greedy or not network.stochastic)
 
 
-def play_block(network: Network, env: EnvConfig, protocol: EvalProtocol, block: Block) -> list[Episode]:
+def play_block(
+    network: Network, env: EnvConfig, protocol: EvalProtocol, block: Block, lanes: int = MAX_LANES
+) -> list[Episode]:
     """The episodes of one block, in the order in which they began."""
-    played = dict(BlockPlayer(network, env, protocol, block))
+    played = dict(BlockPlayer(network, env, protocol, block, lanes=lanes))
     return [played[number] for number in sorted(played)]
 
 
@@ -137,8 +144,9 @@ class BlockPlayer:
         protocol: EvalProtocol,
         block: Block,
         on_frame: FrameCallback | None = None,
+        lanes: int = MAX_LANES,
     ) -> None:
-        self.lanes = min(block.episodes, MAX_LANES)
+        self.lanes = min(block.episodes, lanes)
         self.number_N: list[int | None] = list(range(self.lanes))
         """Which episode each lane plays; None where all have begun."""
         self._block = block

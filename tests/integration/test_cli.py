@@ -160,6 +160,12 @@ def test_a_finished_run_is_not_run_again(
         (("train", "--bogus"), 2, "No such option: --bogus"),
         (("eval", "nobody"), 1, "there is no run"),
         (("eval", "nobody", "--episodes", "0"), 2, "--episodes"),
+        (("eval", "baseline:left"), 1, "baselines are baseline:random and baseline:right"),
+        (("eval", "baseline:right", "--protocol", "jitter"), 1, "protocols are jitter-30, "),
+        (("eval", "baseline:right", "--levels", "9-1"), 1, "there is no level '9-1'"),
+        (("runs", "compare", "baseline:right"), 2, "two targets or more"),
+        (("runs", "export", "nobody"), 1, "there is no run"),
+        (("watch", "nobody"), 1, "there is no run"),
         (("play", "nobody", "--out", "x.mp4"), 1, "there is no run"),
         (("runs", "show", "nobody"), 1, "there is no run"),
         (("runs", "list"), 1, "there is no run yet"),
@@ -215,13 +221,15 @@ def test_debug_shows_the_traceback(here: Callable[..., Result]) -> None:
     assert "Traceback" in result.stderr
 
 
-COMMANDS = ["", "train", "eval", "play", "doctor", "runs list", "runs show"]
+COMMANDS = ["", "train", "eval", "play", "watch", "doctor"]
+COMMANDS += ["runs list", "runs show", "runs export", "runs compare"]
 COMMANDS += [
     "bench emulator",
     "bench parity",
     "bench rollout",
     "bench replay",
     "bench learner",
+    "bench eval",
     "bench train",
 ]
 
