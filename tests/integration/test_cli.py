@@ -215,7 +215,7 @@ def test_debug_shows_the_traceback(here: Callable[..., Result]) -> None:
     assert "Traceback" in result.stderr
 
 
-COMMANDS = ["", "train", "eval", "play", "doctor", "runs list", "runs show"]
+COMMANDS = ["", "train", "eval", "play", "doctor", "runs list", "runs show", "report"]
 COMMANDS += [
     "bench emulator",
     "bench parity",
