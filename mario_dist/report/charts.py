@@ -146,9 +146,12 @@ def failures(x_pos: Sequence[int] | F64, ends: Sequence[str], level: str) -> Fig
             for mark in marks
         ],
     }
-    # The names of the landmarks stand above the plot, so its legend is below.
-    figure["layout"]["margin"]["t"] = 62 if marks else 10
-    figure["layout"]["legend"] = {"orientation": "h", "x": 0, "y": -0.22, "yanchor": "top"}
+    # The names of the landmarks stand above the plot, so its legend is below the axis.
+    figure["layout"]["margin"] |= {"t": 62 if marks else 10, "b": 74}
+    figure["layout"] |= {
+        "legend": {"orientation": "h", "x": 0, "y": 0, "yanchor": "bottom", "yref": "container"},
+        "showlegend": True,
+    }
     return figure
 
 
@@ -221,5 +224,5 @@ def _layout(y_title: str) -> dict[str, Any]:
         "margin": {"l": 8, "r": 8, "t": 10, "b": 8},
         "yaxis": {"title": {"text": y_title}, "automargin": True},
         "xaxis": {"automargin": True},
-        "legend": {"orientation": "h", "x": 0, "y": 1.02, "yanchor": "bottom"},
+        "legend": {"orientation": "h", "x": 0, "y": 1.02, "yanchor": "bottom", "itemsizing": "constant"},
     }

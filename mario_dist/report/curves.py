@@ -38,9 +38,10 @@ def moving_mean(values: F64, window: int = WINDOW, least: int = MIN_EPISODES) ->
     centre = values.mean() if len(values) else 0.0
     mean = _moving_sum(values - centre, window) / count
     squares = _moving_sum((values - centre) ** 2, window)
-    with np.errstate(invalid="ignore", divide="ignore"):
-        variance = np.maximum(squares - count * mean**2, 0.0) / (count - 1)
-        half = Z95 * np.sqrt(variance / count)
+    # One value says nothing of its own spread.
+    freedom = np.where(count > 1, count - 1, math.nan)
+    variance = np.maximum(squares - count * mean**2, 0.0) / freedom
+    half = Z95 * np.sqrt(variance / count)
     mean = np.where(count < least, math.nan, mean + centre)
     return Band(mean, mean - half, mean + half)
 

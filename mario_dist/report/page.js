@@ -47,6 +47,7 @@
       paper_bgcolor: "rgba(0,0,0,0)",
       plot_bgcolor: "rgba(0,0,0,0)",
       font: { color: colour("--ink"), size: 11 },
+      modebar: { bgcolor: "rgba(0,0,0,0)", color: colour("--muted"), activecolor: colour("--ink") },
       xaxis: axis(figure.layout.xaxis, xaxis),
       yaxis: axis(figure.layout.yaxis, {}),
       // A finger on a chart scrolls the page.
@@ -55,7 +56,13 @@
     return { data, layout };
   }
 
-  const config = { responsive: true, displaylogo: false, modeBarButtonsToRemove: ["select2d", "lasso2d"] };
+  const config = {
+    responsive: true,
+    displaylogo: false,
+    // Without a mouse the buttons would cover the chart for good.
+    displayModeBar: matchMedia("(hover: hover)").matches ? "hover" : false,
+    modeBarButtonsToRemove: ["select2d", "lasso2d"],
+  };
   const pause = () => new Promise((resolve) => setTimeout(resolve, 0));
 
   // Drawings take turns, and the newest leaves the rest of an older one undone.

@@ -124,10 +124,8 @@ def _learning(runs: Sequence[RunData], called: Sequence[str], page: _Charts) -> 
     rates = f"Share of the last {WINDOW} episodes that reached the flag, with Wilson's 95 % interval."
     if len(runs) == 1:
         count = len(runs[0].episodes)
-        thinned = (
-            f"{MAX_POINTS:,} of the {count:,} episodes, evenly spaced, are" if count > MAX_POINTS else ""
-        )
-        note += f" {thinned or f'Each of the {count:,} episodes is'} drawn as points."
+        thinned = f"Of {count:,} episodes, {MAX_POINTS:,} are drawn, evenly spaced."
+        note += f" {thinned}" if count > MAX_POINTS else f" A point is one of {count:,} episodes."
     return Html(
         _switch()
         + page.add(charts.x_position(columns), "How far Mario gets", note)
@@ -160,13 +158,12 @@ def _failures_of(run: RunData, page: _Charts) -> list[Html]:
     episodes, newest = run.episodes, newest_played(run.judgements)
     recent = slice(-LAST_EPISODES, None)
     x_pos, ends, level_of = episodes.x_pos[recent], episodes.end[recent], episodes.level[recent]
-    levels = sorted({*run.levels, *(level for j in newest for level in j.levels)})
+    levels = sorted({*level_of.tolist(), *(level for j in newest for level in j.levels)})
     for level in levels[:MAX_LEVELS]:
         here = level_of == level
         around = (
-            "Where what stands in the level is known, it is marked; a pipe's way below counts on from its"
+            " Grey is what stands there; in a room below a pipe, x counts on." if level in LANDMARKS else ""
         )
-        around = f" {around} mouth." if level in LANDMARKS else ""
         if (ends[here] != "flag").any():
             failed = int((ends[here] != "flag").sum())
             note = f"{failed:,} of the {int(here.sum()):,} newest training episodes did not reach the flag."
