@@ -77,6 +77,8 @@ def metric(name: str, runs: Sequence[Series | None]) -> Figure:
     """One metric of every run that has it; the index of a run is that of its colour."""
     figure = _over_time("")
     figure["layout"] |= {"showlegend": False, "hovermode": "x"}
+    # A learning rate of 500µ is 5e-4 to everyone.
+    figure["layout"]["yaxis"]["exponentformat"] = "e"
     for i, series in enumerate(runs):
         if series is None:
             continue
