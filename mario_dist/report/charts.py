@@ -179,7 +179,9 @@ def _add_band(
     figure: Figure, index: int, name: str, episodes: EpisodeColumns, band: Band, shown: str
 ) -> None:
     """A run's curve and the interval around it."""
-    kept = np.flatnonzero(~np.isnan(band.middle))
+    # Episodes of one report of the actors have the same agent steps, and no order among them.
+    last = np.append(np.diff(episodes.agent_steps) > 0, True)[: len(episodes)]
+    kept = np.flatnonzero(~np.isnan(band.middle) & last)
     kept = kept[spaced(len(kept), MAX_CURVE_POINTS)]
     band, colour = band.at(kept), run_colour(index)
     steps, wall_s = episodes.agent_steps[kept], episodes.wall_s[kept]

@@ -1,6 +1,7 @@
 """The figures: Plotly accepts them, and they hold what they should."""
 
 import base64
+import dataclasses
 from collections.abc import Mapping
 from typing import Any
 
@@ -65,6 +66,13 @@ def test_several_runs_are_curves_of_their_own_colour_with_escaped_names(make: An
     assert [trace["name"] for trace in named] == ["&lt;i&gt;a&lt;/i&gt;", "b", "none yet"]
     assert len({trace["line"]["color"] for trace in named}) == 3
     assert len(figure["wall"]) == len(figure["data"])
+
+
+def test_episodes_that_were_reported_together_are_one_point_of_an_average() -> None:
+    columns = dataclasses.replace(episodes(200), agent_steps=np.repeat(np.arange(20.0), 10))
+    (line,) = [trace for trace in charts.clear_rate([("run", columns)])["data"] if "name" in trace]
+    assert unpacked(line["x"]).tolist() == list(range(20))
+    assert unpacked(line["y"])[-1] == pytest.approx(columns.cleared[-100:].mean())
 
 
 def test_a_metric_keeps_its_spikes_and_its_gaps() -> None:

@@ -1,15 +1,18 @@
 """The page as a whole, without a browser."""
 
+import dataclasses
+import json
 import re
 from datetime import UTC, datetime
 from pathlib import Path
 
 import numpy as np
 
+from mario_dist.report.judged import judgements
 from mario_dist.report.page import build_page, clip_figure
 from mario_dist.report.run_data import RunData, episode_columns, find_clip, series
-from mario_dist.report.tables import names
-from mario_dist.store import MetricRow, RunRow
+from mario_dist.report.tables import heat_map, names
+from mario_dist.store import EvaluationRow, MetricRow, RunRow
 
 HOSTILE = "<script>alert(1)</script>"
 
@@ -85,3 +88,27 @@ def test_the_best_clip_comes_before_the_newest_and_a_large_one_is_only_named(tmp
     assert find_clip(tmp_path) == videos / "c.mp4"
     assert "data:video/mp4;base64,eHh4" in clip_figure(videos / "c.mp4", "c")
     assert clip_figure(videos / "c.mp4", "c", max_bytes=99).startswith('<p class="muted">c.mp4 is not here')
+
+
+def test_many_levels_are_a_map_of_worlds_and_stages() -> None:
+    protocol = {"name": "jitter-30", "version": 2}
+    report = {
+        "clear_rate": 0.5,
+        "clear_rate_ci": [0.4, 0.6],
+        "x_pos": {"mean": 1.0, "iqm": 1.0, "iqm_ci": [0.5, 1.5]},
+        "episodes": 200,
+        "per_level": {
+            f"{w}-{s}": {"clear_rate": w / 8, "x_pos_mean": 10.0 * s} for w in (1, 8) for s in (1, 2)
+        },
+        "protocol": protocol,
+    }
+    row = EvaluationRow(agent_steps=5, path="c", protocol=json.dumps(protocol), report=report)
+    (judgement,) = judgements([row], [])
+    rows = re.findall(r"<tr>(.*?)</tr>", heat_map(judgement))
+    cells = [re.findall(r">([^<>]+)<", row) for row in rows]
+    assert cells[0] == ["world", "stage 1", "stage 2", "stage 3", "stage 4"]
+    assert cells[1] == ["1", "12%", "12%", "-", "-"]
+    assert cells[2] == ["2", "-", "-", "-", "-"]
+    assert cells[8] == ["8", "100%", "100%", "-", "-"]
+    page = build_page([dataclasses.replace(run(), judgements=[judgement])], "made")
+    assert "1-1, 1-2, 8-1, 8-2" in page
