@@ -9,6 +9,7 @@ from mario_dist.cli.bench import bench_app
 from mario_dist.cli.doctor import doctor
 from mario_dist.cli.evaluate import evaluate_command
 from mario_dist.cli.play import play
+from mario_dist.cli.report import report_command
 from mario_dist.cli.runs import runs_app
 from mario_dist.cli.train import train_command
 from mario_dist.cli.watch import watch_command
@@ -26,6 +27,7 @@ app.command("play")(play)
 app.command("watch")(watch_command)
 app.add_typer(runs_app, name="runs")
 app.add_typer(bench_app, name="bench")
+app.command("report")(report_command)
 app.command("doctor")(doctor)
 
 # Typer keeps its copy of click private; this is click's UsageError, the base of what a bad argument raises.

@@ -221,7 +221,7 @@ def test_debug_shows_the_traceback(here: Callable[..., Result]) -> None:
     assert "Traceback" in result.stderr
 
 
-COMMANDS = ["", "train", "eval", "play", "watch", "doctor"]
+COMMANDS = ["", "train", "eval", "play", "watch", "report", "doctor"]
 COMMANDS += ["runs list", "runs show", "runs export", "runs compare"]
 COMMANDS += [
     "bench emulator",
