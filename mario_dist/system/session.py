@@ -40,6 +40,8 @@ from mario_dist.types import Arrays, EpisodeRecord, EvalReport, part
 
 _RECENT_EPISODES = 100
 _RATE_WINDOW = 10
+_BUSY_EVERY_S = 0.5
+"""The kernel counts hundredths of a second, at its leisure."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -245,10 +247,13 @@ class Session:
         self.note(f"checkpoint {path}{' (the best so far)' if best else ''}")
 
     def _cores_busy(self) -> dict[str, float]:
-        """How many of this machine's cores were busy since the iteration before."""
-        (then, busy_then), now, busy = self._busy, time.monotonic(), machine.busy_core_seconds()
+        """How many of this machine's cores were busy since the last time; empty where that was just now."""
+        (then, busy_then), now = self._busy, time.monotonic()
+        if now - then < _BUSY_EVERY_S:
+            return {}
+        busy = machine.busy_core_seconds()
         self._busy = now, busy
-        if busy is None or busy_then is None or now <= then:
+        if busy is None or busy_then is None:
             return {}
         return {"cores_busy": (busy - busy_then) / (now - then)}
 
