@@ -4,6 +4,7 @@ All are pure functions of uint8 arrays [H, W, 3]. Text and buttons get room of t
 the picture is enlarged, so that they are sharp; the playing field's pixels stay as the machine drew them.
 """
 
+import functools
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -17,7 +18,7 @@ GAP = 2
 
 _STRIP_ROWS = 22
 _FOOTER_ROWS = 24
-_BACKGROUND = (16, 18, 24)
+_BACKGROUND = (20, 20, 20)
 _UNLIT = (58, 62, 74)
 _LIT = (255, 196, 40)
 _TEXT = (236, 238, 242)
@@ -56,22 +57,30 @@ def captioned(rgb_HW3: U8, caption: Caption, zoom: int) -> U8:
     return np.concatenate([enlarged(rgb_HW3, zoom), strip(caption, rgb_HW3.shape[1], zoom)])
 
 
+# An agent step's frames have one caption, and the lanes of a grid come back to theirs before it changes.
+@functools.lru_cache(maxsize=64)
 def strip(caption: Caption, width: int, zoom: int) -> U8:
-    """Joypad, x-position and value on a strip: [22 * zoom, width * zoom, 3]. Pressed buttons are lit."""
+    """Joypad, x-position and value on a strip: [22 * zoom, width * zoom, 3], read-only.
+
+    Pressed buttons are lit.
+    """
     picture = _blank(_STRIP_ROWS * zoom, width * zoom)
     _draw_pad(picture, caption.buttons, zoom)
     value = f"{caption.value_name} {caption.value:.2f}"
     _write(picture, f"x {caption.x_pos}", 66, zoom, _TEXT)
     _write(picture, value, 138, zoom, _TEXT)
+    picture.setflags(write=False)
     return picture
 
 
+@functools.lru_cache(maxsize=1)
 def footer(text: str, width: int) -> U8:
-    """One line about the whole picture: [24, width, 3]. A text that is too long for it is cut."""
+    """One line about the whole picture: [24, width, 3], read-only. A text that is too long for it is cut."""
     picture = _blank(_FOOTER_ROWS, width)
     while text and _text_size(text, 0.45)[0] > width - 16:
         text = text[:-1]
     _put(picture, text, (8, 17), 0.45, _QUIET)
+    picture.setflags(write=False)
     return picture
 
 
@@ -95,6 +104,8 @@ def grid(cells: Sequence[U8], columns: int) -> U8:
     """
     if not cells or len(cells) % columns:
         raise ValueError(f"{len(cells)} pictures fill no rows of {columns}")
+    if len(cells) == 1:
+        return cells[0]
     height, width = cells[0].shape[:2]
     down, right = height + GAP, width + GAP
     picture = _blank(len(cells) // columns * down - GAP, columns * right - GAP)
@@ -105,7 +116,7 @@ def grid(cells: Sequence[U8], columns: int) -> U8:
 
 
 def _blank(height: int, width: int) -> U8:
-    return np.full((height, width, 3), _BACKGROUND, dtype=np.uint8)
+    return np.full((height, width, 3), _BACKGROUND[0], dtype=np.uint8)
 
 
 def _draw_pad(picture: U8, buttons: tuple[str, ...], zoom: int) -> None:

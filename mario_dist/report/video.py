@@ -185,9 +185,9 @@ class _PygletScreen:
     def show(self, rgb_HW3: U8) -> bool:
         picture = np.ascontiguousarray(enlarged(rgb_HW3, self._scale))
         height, width = picture.shape[:2]
+        self._window.switch_to()
         if (self._window.width, self._window.height) != (width, height):
             self._window.set_size(width, height)  # a grid, or a picture with an overlay
-        self._window.switch_to()
         self._window.dispatch_events()
         if self._ended:
             return False
