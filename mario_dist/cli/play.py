@@ -112,9 +112,12 @@ def opened(out: Path | None, title: str) -> "Iterator[Show]":
 def _play(
     policy: "Policy", look: "Look", episodes: int, seed: int, greedy: bool, noop_max: int, show: "Show"
 ) -> "list[Episode]":
+    import torch
+
     from mario_dist import machine
     from mario_dist.report.film import film_play
 
+    torch.set_num_threads(1)  # of so few lanes it is the quickest, and the cores draw and encode
     return film_play(
         policy.network,
         dataclasses.replace(policy.config.env, noop_max=noop_max),
