@@ -144,6 +144,8 @@ class EvaluationConfig:
     """The evaluations during training, which choose the best checkpoint.
 
     every_steps: agent steps between them; 0 for none. Their lanes, seeds and no-op starts are their own.
+    clip: keep a video of the best episode of each evaluation that makes a new best checkpoint, in the run's
+    videos/; as many of them as ``checkpoint.keep`` says, and the best one as best.mp4.
     """
 
     every_steps: int = 100_000
@@ -151,6 +153,7 @@ class EvaluationConfig:
     noop_max: int = 30
     seed: int = 1_000_003
     greedy: bool = False
+    clip: bool = True
 
     def __post_init__(self) -> None:
         if self.every_steps < 0 or self.episodes < 1 or self.noop_max < 0:

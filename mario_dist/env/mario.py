@@ -12,7 +12,7 @@ from mario_dist.env.game import STATUS_NAMES, GameState, decode
 from mario_dist.env.rewards import reward_fn
 from mario_dist.env.starts import level_start
 from mario_dist.env.vector import EpisodeClock, generator_state, lane_generators, restore_generator
-from mario_dist.types import U8, Arrays, EnvSpec, EnvStep, Episode, EpisodeEnd
+from mario_dist.types import I32, I64, U8, Arrays, EnvSpec, EnvStep, Episode, EpisodeEnd
 
 _ENDS: tuple[EpisodeEnd, ...] = ("flag", "time", "death", "stall", "truncated")
 _FLAG, _TIME, _DEATH, _STALL, _TRUNCATED = range(len(_ENDS))
@@ -71,6 +71,17 @@ class MarioVectorEnv:
     @property
     def n_lanes(self) -> int:
         return len(self._rngs)
+
+    @property
+    def action_N(self) -> I64:
+        """The actions of the newest step as pressed: with ``sticky``, not always those asked for."""
+        return self._action_N
+
+    @property
+    def x_pos_N(self) -> I32:
+        """Where Mario stood at the end of the newest step, in pixels, rebased over sub-areas."""
+        assert self._state is not None, "nobody stands anywhere before reset()"
+        return self._state.x_pos
 
     def reset(self) -> U8:
         self._start_lanes(self._all_lanes_N)

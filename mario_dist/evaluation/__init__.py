@@ -1,5 +1,6 @@
 """Fixed protocols that judge weights, and the statistics of what they find."""
 
+from mario_dist.evaluation.best import Played, best_played, locate
 from mario_dist.evaluation.comparison import Difference, compare
 from mario_dist.evaluation.policy import Player
 from mario_dist.evaluation.protocol import (
@@ -20,10 +21,13 @@ __all__ = [
     "BlockPlayer",
     "Difference",
     "EvalProtocol",
+    "Played",
     "Player",
+    "best_played",
     "blocks",
     "compare",
     "evaluate",
+    "locate",
     "play_block",
     "settled",
     "summarise",

@@ -4,7 +4,7 @@ import dataclasses
 import math
 import time
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Generator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Any
@@ -151,8 +151,7 @@ class BlockPlayer:
         """Which episode each lane plays; None where all have begun."""
         self._block = block
         seed = (protocol.seed, LEVELS.index(block.level), block.index)
-        self._player_seed = int(np.random.SeedSequence(seed).generate_state(1)[0])
-        self._greedy = protocol.greedy
+        player_seed = int(np.random.SeedSequence(seed).generate_state(1)[0])
         config = dataclasses.replace(
             env,
             levels=(block.level,),
@@ -161,15 +160,14 @@ class BlockPlayer:
             max_steps=protocol.max_steps,
             stall_steps=protocol.stall_steps,
         )
-        self._env = make_env(config, self.lanes, seed, on_frame=on_frame)
-        self._network = network
+        self.env = make_env(config, self.lanes, seed, on_frame=on_frame)
+        self.player = Player(network, self.env, seed=player_seed, greedy=protocol.greedy)
 
-    def __iter__(self) -> Iterator[tuple[int, Episode]]:
+    def __iter__(self) -> Generator[tuple[int, Episode]]:
         begun, left = self.lanes, self._block.episodes
         try:
-            player = Player(self._network, self._env, seed=self._player_seed, greedy=self._greedy)
             while left:
-                for episode in player.step().ended:
+                for episode in self.player.step().ended:
                     number = self.number_N[episode.lane]
                     if number is None:
                         continue
@@ -178,7 +176,7 @@ class BlockPlayer:
                     self.number_N[episode.lane] = begun if begun < self._block.episodes else None
                     begun += 1
         finally:
-            self._env.close()
+            self.env.close()
 
 
 def summarise(

@@ -213,6 +213,9 @@ def _drive(
     incarnation = resumed.incarnation if resumed is not None else 0
     learner_state = part(resume.arrays, "learner.") if resume is not None else None
     version = 0 if learner_state is None else int(learner_state["version"])
+    if plan.driver == "ray":
+        # Of networks, this process only plays evaluations' best episodes again: in one thread, as they were.
+        torch.set_num_threads(1)
     with ExitStack() as stack:
         driver = _Driver(config, plan, gpu, stack)
         rollouts = driver.rollouts(states, incarnation)

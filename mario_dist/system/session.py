@@ -35,6 +35,7 @@ from mario_dist.report.progress import Progress
 from mario_dist.report.sinks import Sink, check_tracking, open_sinks
 from mario_dist.store import CheckpointKind, CheckpointRow, RunChanges, RunRow, RunStore, StoreWriter
 from mario_dist.system.collapse import Alarm, CollapseDetector
+from mario_dist.system.filming import clip_wanted, film_best
 from mario_dist.system.topology import Counters, Iteration, Recovery
 from mario_dist.types import Arrays, EpisodeRecord, EvalReport, part
 
@@ -245,6 +246,8 @@ class Session:
         if kind == "final":
             self._tracker.artifacts(path, "checkpoints/final", FILES)
         self.note(f"checkpoint {path}{' (the best so far)' if best else ''}")
+        if best and clip_wanted(self._config):
+            self._paused_s += film_best(path, self._config.checkpoint.keep, self.note)
 
     def _cores_busy(self) -> dict[str, float]:
         """How many of this machine's cores were busy since the last time; empty where that was just now."""
