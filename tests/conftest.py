@@ -2,6 +2,7 @@
 
 import fcntl
 import os
+import sys
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager
 from functools import partial
@@ -10,7 +11,9 @@ from typing import Any
 
 import pytest
 import torch
+from support.commands import Result
 
+from mario_dist.cli.main import main
 from mario_dist.config import RunConfig, parse
 
 # As mario_dist.system.ray sets it before it imports Ray: a test that imports Ray first would, under
@@ -110,6 +113,23 @@ def beside_other_rays(ray_lock: Callable[[int], AbstractContextManager[None]]) -
 def without_other_rays(ray_lock: Callable[[int], AbstractContextManager[None]]) -> Iterator[None]:
     with ray_lock(fcntl.LOCK_EX):
         yield
+
+
+@pytest.fixture
+def here(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Callable[..., Result]:
+    """The command line in this process, for what would only pay for imports in another."""
+
+    def run(*arguments: str) -> Result:
+        monkeypatch.setattr(sys, "argv", ["mario-dist", *arguments])
+        monkeypatch.chdir(Path(__file__).parents[1])
+        with pytest.raises(SystemExit) as exit:
+            main()
+        captured = capsys.readouterr()
+        code = exit.value.code
+        assert isinstance(code, int)
+        return Result(code, captured.out, captured.err)
+
+    return run
 
 
 @pytest.fixture(autouse=True)

@@ -11,7 +11,7 @@ import typer
 from rich.console import Console
 from rich.table import Table
 
-from mario_dist.cli.evaluate import Episodes, Levels, Protocol, Seed
+from mario_dist.cli.evaluate import Episodes, Levels, Protocol, Seed, describe
 from mario_dist.errors import UserError
 
 runs_app = typer.Typer(no_args_is_help=True, help="What was trained.")
@@ -53,17 +53,22 @@ def show_command(
 
     Example: mario-dist runs show latest
     """
+    from mario_dist.report.watch import ALARMS
     from mario_dist.store import RunStore, default_url
 
     with RunStore(default_url()) as store:
         row = store.get_run(run)
         summary = store.episode_summary(row.id)
         checkpoints = store.checkpoints(row.id)
+        evaluations = store.evaluations(row.id)
+        alarms = store.metrics(row.id, ALARMS)
     if as_json:
         document = {
             **dataclasses.asdict(row),
             "episodes": summary,
             "checkpoints": [dataclasses.asdict(checkpoint) for checkpoint in checkpoints],
+            "evaluations": [dataclasses.asdict(evaluation) for evaluation in evaluations],
+            "alarms": alarms,
         }
         print(json.dumps(document, default=_plain))
         return
@@ -83,6 +88,15 @@ def show_command(
         rate = checkpoint.evaluation["clear_rate"] if checkpoint.evaluation else None
         judged = f"  cleared {rate:.0%}" if rate is not None else ""
         print(f"  {checkpoint.kind:6} {checkpoint.agent_steps:>12,}  {checkpoint.path}{judged}")
+    for evaluation in evaluations:
+        report = evaluation.report
+        low, high = report["clear_rate_ci"]
+        mean_x = report["x_pos"]["mean"]
+        found = f"cleared {report['clear_rate']:.1%} ({low:.1%} to {high:.1%}), mean x {mean_x:.0f}"
+        print(f"  judged {evaluation.agent_steps:>12,}  {found}: {describe(report['protocol'])}")
+    for alarm in alarms:
+        what = alarm["name"].removeprefix("alarm/")
+        print(f"  ALARM  {alarm['agent_steps']:>12,}  {what} {_number(alarm['value'])}")
 
 
 @runs_app.command("export")
@@ -128,7 +142,7 @@ def compare_command(
 
     Example: mario-dist runs compare baseline:random latest
     """
-    from mario_dist.cli.evaluate import describe, keep, make_protocol
+    from mario_dist.cli.evaluate import keep, make_protocol
     from mario_dist.cli.target import load_policy
     from mario_dist.evaluation import compare
     from mario_dist.store import RunStore, default_url

@@ -111,6 +111,9 @@ def series(metrics: Sequence[MetricRow]) -> dict[str, Series]:
 
 def find_clip(directory: Path) -> Path | None:
     """The newest video of the best checkpoint, or the newest of all; None without any."""
-    clips = sorted((directory / "videos").glob("*.mp4"), key=lambda path: (path.stat().st_mtime, path.name))
+    # One that is being written has a dot in front.
+    clips = sorted(
+        (directory / "videos").glob("[!.]*.mp4"), key=lambda path: (path.stat().st_mtime, path.name)
+    )
     named = [path for path in clips if "best" in path.name]
     return next(reversed(named or clips), None)

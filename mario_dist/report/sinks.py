@@ -28,7 +28,9 @@ class TensorBoardSink:
         from tensorboardX import SummaryWriter
 
         purge = None if resumed_at is None else resumed_at + 1
-        self._writer = SummaryWriter(str(directory), purge_step=purge, flush_secs=10)
+        # Its file names have seconds, and a run may be resumed within one.
+        suffix = f".{resumed_at or 0}-{os.getpid()}"
+        self._writer = SummaryWriter(str(directory), purge_step=purge, flush_secs=10, filename_suffix=suffix)
 
     def metrics(self, agent_steps: int, values: Mapping[str, float]) -> None:
         for name, value in values.items():

@@ -40,11 +40,11 @@ def look(store: RunStore, run: RunRow, config: RunConfig) -> Progress | None:
     newest = store.newest_metrics(run.id)
     if not newest:
         return None
-    return progress_of(run, config, newest, store.metrics(run.id, [*_EVALUATIONS, *_ALARMS]))
+    return progress_of(run, config, newest, store.metrics(run.id, [*_EVALUATIONS, *ALARMS]))
 
 
 _EVALUATIONS = ("eval/clear_rate", "eval/x_pos_mean")
-_ALARMS = tuple(f"alarm/{measure}" for measure in ("x_pos_mean", "clear_rate", "entropy", "approx_kl"))
+ALARMS = tuple(f"alarm/{measure}" for measure in ("x_pos_mean", "clear_rate", "entropy", "approx_kl"))
 
 
 def progress_of(

@@ -5,15 +5,13 @@ import os
 import subprocess
 import sys
 from collections.abc import Callable
-from dataclasses import dataclass
 from itertools import pairwise
 from pathlib import Path
 
 import av
 import numpy as np
 import pytest
-
-from mario_dist.cli.main import main
+from support.commands import Result
 
 REPO = Path(__file__).parents[2]
 
@@ -29,30 +27,6 @@ def mario_dist(*arguments: str, cwd: Path = REPO, **environment: str) -> subproc
     )
 
 
-@dataclass
-class Result:
-    returncode: int
-    stdout: str
-    stderr: str
-
-
-@pytest.fixture
-def here(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Callable[..., Result]:
-    """The same command line in this process, for what would only pay for imports in another."""
-
-    def run(*arguments: str) -> Result:
-        monkeypatch.setattr(sys, "argv", ["mario-dist", *arguments])
-        monkeypatch.chdir(REPO)
-        with pytest.raises(SystemExit) as exit:
-            main()
-        captured = capsys.readouterr()
-        code = exit.value.code
-        assert isinstance(code, int)
-        return Result(code, captured.out, captured.err)
-
-    return run
-
-
 @pytest.fixture(scope="module")
 def smoke(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
     """A finished smoke run: its environment, and its id as RUN."""
@@ -63,18 +37,6 @@ def smoke(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
     assert document["outcome"] == "finished"
     assert "\x1b" not in result.stderr, "plain lines where there is no terminal"
     return {"MARIO_DIST_RUNS": str(runs), "RUN": document["run_id"]}
-
-
-def test_eval_reports_the_asked_episodes_and_the_same_again(smoke: dict[str, str]) -> None:
-    command = ("eval", smoke["RUN"], "--episodes", "3", "--json")
-    first, second = (json.loads(mario_dist(*command, **smoke).stdout) for _ in range(2))
-    assert first["episodes"] == 3
-    assert 0 <= first["clear_rate_ci"][0] <= first["clear_rate"] <= first["clear_rate_ci"][1] <= 1
-    assert first["x_pos"]["mean"] > 40
-    assert set(first["x_pos"]) >= {"mean", "median", "iqm", "iqm_ci"}
-    assert list(first["per_level"]) == ["1-1"]
-    del first["seconds"], second["seconds"]
-    assert first == second
 
 
 def test_play_writes_every_emulator_frame_and_they_differ(smoke: dict[str, str], tmp_path: Path) -> None:

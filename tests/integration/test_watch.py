@@ -7,6 +7,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable
+from functools import partial
 from io import StringIO
 from pathlib import Path
 
@@ -90,7 +91,11 @@ def test_ctrl_c_ends_the_watching_and_not_the_run(probe_config: MakeConfig, own_
         assert (nothing.returncode, nothing.stderr) == (1, "error: r1 has not reported yet\n")
         store.add_metrics("r1", 64, 2.0, {"agent_steps_per_s": 32.0})
         watching = subprocess.Popen(
-            [sys.executable, "-m", "mario_dist.cli.main", "watch", "r1"], stderr=subprocess.PIPE, text=True
+            [sys.executable, "-m", "mario_dist.cli.main", "watch", "r1"],
+            stderr=subprocess.PIPE,
+            text=True,
+            # A shell's background job, as these tests may be, is deaf to Ctrl-C and makes its children so.
+            preexec_fn=partial(signal.signal, signal.SIGINT, signal.SIG_DFL),
         )
         assert watching.stderr is not None
         assert watching.stderr.readline().startswith("run=r1 ")
