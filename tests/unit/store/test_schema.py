@@ -5,6 +5,7 @@ import sys
 import tempfile
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import fields
 from pathlib import Path
 
 import pytest
@@ -12,10 +13,18 @@ from alembic import command
 from alembic.autogenerate import compare_metadata
 from alembic.migration import MigrationContext
 from alembic.script import ScriptDirectory
-from sqlalchemy import inspect, make_url, text
+from sqlalchemy import insert, inspect, make_url, text
 
 from mario_dist.errors import UserError
-from mario_dist.store import RunRow, RunStore, StoreUnavailable, default_url, normalise_url, tables
+from mario_dist.store import (
+    EvaluationRow,
+    RunRow,
+    RunStore,
+    StoreUnavailable,
+    default_url,
+    normalise_url,
+    tables,
+)
 from mario_dist.store.engine import open_engine
 from mario_dist.store.schema import HEAD, alembic_config
 
@@ -61,6 +70,22 @@ def test_migrations_go_down_and_up_again(url: str, make_run: MakeRun) -> None:
     engine.dispose()
     with RunStore(url) as store:
         store.create_run(make_run("r1"))
+
+
+def test_a_store_of_the_first_version_is_upgraded_with_its_rows(url: str, make_run: MakeRun) -> None:
+    Path(make_url(url).database or "").parent.mkdir(parents=True, exist_ok=True)
+    engine, _ = open_engine(url, 5)
+    with engine.begin() as connection:
+        command.upgrade(alembic_config(connection), "0001")
+        run = make_run("r1")
+        connection.execute(insert(tables.runs).values({f.name: getattr(run, f.name) for f in fields(run)}))
+    assert not inspect(engine).has_table("evaluations")
+    engine.dispose()
+    with RunStore(url) as store:
+        assert store.get_run("r1") == run
+        row = EvaluationRow(agent_steps=1, path="p", protocol="{}", report={"clear_rate": 0.5})
+        store.add_evaluation("r1", row)
+        assert store.evaluations("r1") == [row]
 
 
 def test_a_database_of_a_newer_version_is_refused(url: str) -> None:
