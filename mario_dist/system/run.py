@@ -319,6 +319,7 @@ def _resumed(state: TrainState) -> Resumed:
         best=None if best is None else (float(best[0]), float(best[1])),
         incarnation=int(meta["incarnation"]) + 1,
         wall_s=float(meta.get("wall_s", 0.0)),
+        collapse_best={name: float(best) for name, best in meta.get("collapse_best", {}).items()},
     )
 
 

@@ -8,7 +8,7 @@ import time
 from collections import deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, Literal
@@ -50,7 +50,8 @@ class Resumed:
     """Where a run goes on: what its checkpoint says beside the arrays.
 
     incarnation: the one that this process's workers begin with, so that no episode's number comes twice.
-    wall_s: seconds of training that earlier processes spent on it.
+    wall_s: seconds of training that earlier processes spent on it. collapse_best: what the collapse alarm
+    measures by.
     """
 
     counters: Counters
@@ -58,6 +59,7 @@ class Resumed:
     best: tuple[float, float] | None
     incarnation: int
     wall_s: float
+    collapse_best: Mapping[str, float] = field(default_factory=dict)
 
 
 class Session:
@@ -97,7 +99,7 @@ class Session:
         self._x_best: int | None = None
         self._restarts = 0
         self._replay_lost = 0
-        self._detector = CollapseDetector(config.collapse)
+        self._detector = CollapseDetector(config.collapse, dict(resumed.collapse_best))
         self._alarm: Alarm | None = None
         self._restore_due = False
         self._restores = 0
@@ -224,6 +226,7 @@ class Session:
             "incarnation": self._incarnation + self._restarts,
             "best": self.best,
             "wall_s": self._wall_s(),
+            "collapse_best": self._detector.best,
             "evaluation": None if evaluation is None else dataclasses.asdict(evaluation),
             "config": configuration.to_tree(self._config),
         }

@@ -74,6 +74,7 @@ def test_a_collapsed_run_goes_back_to_its_best_weights_and_learns_more_slowly(
     assert max(value for steps, value in lr.items() if steps > told + 512) < 1e-3
     newest = load_checkpoint(list_checkpoints(result.directory / "checkpoints")[0])
     assert float(newest.arrays["learner.lr_scale"]) == 1e-3, "a resumed run goes on so"
+    assert newest.meta["collapse_best"]["x_pos_mean"] > 15, "and measures by the best that there was"
     assert x[-1] > 10, "it plays again as it did"
     assert result.best is not None
     assert result.best[1] > 10
