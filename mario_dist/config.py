@@ -185,6 +185,8 @@ class CollapseConfig:
     def __post_init__(self) -> None:
         if not 0.0 <= self.share < 1.0 or not 0.0 < self.lr_factor <= 1.0:
             raise ValueError("share must be in [0, 1) and lr_factor in (0, 1]")
+        if self.entropy_band[0] > self.entropy_band[1] or self.kl_max <= 0.0:
+            raise ValueError("entropy_band must be [low, high] and kl_max positive")
         if min(self.window, self.episodes, self.reports) < 1 or self.max_restores < 0:
             raise ValueError("window, episodes and reports must be at least 1, max_restores not negative")
 

@@ -17,7 +17,9 @@ def report_command(
     ],
     out: Annotated[
         Path | None,
-        typer.Option(metavar="FILE", help="By default report.html in the first run's directory."),
+        typer.Option(
+            metavar="FILE", help="By default report.html, or comparison.html, in the first run's directory."
+        ),
     ] = None,
     clip: Annotated[
         bool, typer.Option("--clip/--no-clip", help="Embed the newest video of each run's videos/.")
@@ -41,7 +43,8 @@ def report_command(
     with RunStore(default_url()) as store:
         rows = list({row.id: row for row in (store.get_run(run) for run in runs)}.values())
         data = [read_run(store, row, run_directory(row.id)) for row in rows]
-    target = out if out is not None else data[0].directory / "report.html"
+    name = "report.html" if len(rows) == 1 else "comparison.html"
+    target = out if out is not None else data[0].directory / name
     made = f"Made {datetime.now(UTC):%Y-%m-%d %H:%M} UTC by mario-dist {versions().get('mario-dist', '')}."
     try:
         page = build_page(data, made, clip).encode()

@@ -144,7 +144,7 @@ def compare_command(
     """
     from mario_dist.cli.evaluate import keep, make_protocol
     from mario_dist.cli.target import load_policy
-    from mario_dist.evaluation import compare
+    from mario_dist.evaluation import compare, settled
     from mario_dist.store import RunStore, default_url
     from mario_dist.system.judging import judge, remembered
 
@@ -155,9 +155,13 @@ def compare_command(
         # A policy is judged where all were trained, the base's levels first.
         shared = dict.fromkeys(level for policy in policies for level in policy.config.env.levels)
         levels = ",".join(shared)
+    asked_of = [make_protocol(policy, protocol, episodes, seed, levels) for policy in policies]
+    if len({settled(a, p.network).greedy for a, p in zip(asked_of, policies, strict=True)}) > 1:
+        raise UserError(
+            "a Q-network plays greedily and the others sample: compare them by --protocol jitter-30-greedy"
+        )
     reports = []
-    for policy in policies:
-        asked = make_protocol(policy, protocol, episodes, seed, levels)
+    for policy, asked in zip(policies, asked_of, strict=True):
         with RunStore(default_url()) as store:
             report = remembered(policy, asked, store)
         if report is None:
@@ -166,13 +170,7 @@ def compare_command(
             keep(policy, played)
             report = dataclasses.asdict(played)
         reports.append(report)
-    try:
-        differences = compare(reports[0], reports[1:])
-    except ValueError as error:
-        raise UserError(
-            f"these cannot be compared: {error} (a Q-network plays greedily; compare it to a policy with"
-            " --protocol jitter-30-greedy)"
-        ) from error
+    differences = compare(reports[0], reports[1:])
     if as_json:
         document = {
             "protocol": reports[0]["protocol"],

@@ -33,8 +33,8 @@ def run_directory(ref: str) -> Path:
         return path
     with RunStore(default_url()) as store:
         run = store.get_run(ref)
-    # The row remembers where the run was made; the whole runs folder may have been moved since.
-    return next((d for d in (Path(run.directory), runs_dir() / run.id) if d.is_dir()), Path(run.directory))
+    # The row remembers where the run was made; the whole runs folder may have been moved or copied since.
+    return next((d for d in (runs_dir() / run.id, Path(run.directory)) if d.is_dir()), Path(run.directory))
 
 
 def find_checkpoint(target: str) -> Path:

@@ -1,5 +1,7 @@
 """Evaluations of finished runs in MLflow."""
 
+import hashlib
+import json
 import logging
 import time
 from collections.abc import Mapping
@@ -33,8 +35,10 @@ def record_evaluation(uri: str, run_id: str, agent_steps: int, report: Mapping[s
             for name, value in values.items()
         ]
         client.log_batch(run_id, metrics=metrics)
-        file = f"evaluations/step-{agent_steps}-{protocol['name']}-seed-{protocol['seed']}.json"
-        client.log_dict(run_id, dict(report), file)
+        # Levels, episodes and whatever else the protocol says are in the digest.
+        digest = hashlib.sha256(json.dumps(protocol, sort_keys=True).encode()).hexdigest()[:8]
+        name = f"step-{agent_steps}-{protocol['name']}-seed-{protocol['seed']}-{digest}.json"
+        client.log_dict(run_id, dict(report), f"evaluations/{name}")
     except Exception as error:  # MLflow and its artifact stores each raise their own; the report stands
         _log.warning("MLflow at %s did not take the evaluation: %s", redact(uri), explain(error, uri))
         return False

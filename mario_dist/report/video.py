@@ -68,6 +68,9 @@ class VideoWriter:
                 self._path.open("wb").close()
                 # faststart moves the index to the front, so that a browser can play while it loads.
                 self._container = av.open(str(self._path), "w", container_options={"movflags": "+faststart"})
+            if self._codec not in self._container.supported_codecs:
+                self._container.close()
+                raise ValueError
         except ValueError:
             self._path.unlink()
             raise UserError(f"{self._path.name} does not say which video format: name it clip.mp4") from None

@@ -161,7 +161,10 @@ class Session:
         self._restore_due = False
         path = best_checkpoint(self.checkpoints)
         if path is None:
-            self.note("there is no evaluated checkpoint yet to go back to")
+            self._detector.restart()  # it will say so again
+            self.note(
+                "there is no evaluated checkpoint yet to go back to (evaluation.every_steps makes them)"
+            )
             return None
         try:
             state = load_checkpoint(path)
@@ -333,6 +336,16 @@ def open_session(
         commit, dirty = machine.git_state(Path(__file__).parent)
         tree = configuration.to_tree(config)
         try:
+            sinks = stack.enter_context(
+                open_sinks(
+                    config.tracking,
+                    directory,
+                    run_id=run_id,
+                    name=config.name,
+                    tree=tree,
+                    resumed_at=None if fresh else resumed.counters.agent_steps,
+                )
+            )
             mlflow_run_id = tracker.start(
                 config.name,
                 _flatten(tree),
@@ -342,7 +355,7 @@ def open_session(
             )
         except BaseException:
             if fresh:
-                shutil.rmtree(directory)  # it holds the lock file only
+                shutil.rmtree(directory)  # it holds the lock and empty event files only
             raise
         session: Session | None = None
         status: Literal["finished", "stopped", "failed"] = "failed"
@@ -374,16 +387,6 @@ def open_session(
                 set_aside_newer(directory / "checkpoints", resumed.counters.agent_steps)
                 again: RunChanges = {**changes, "status": "running", "ended_at": None}
                 store.update_run(run_id, **again)
-            sinks = stack.enter_context(
-                open_sinks(
-                    config.tracking,
-                    directory,
-                    run_id=run_id,
-                    name=config.name,
-                    tree=tree,
-                    resumed_at=None if fresh else resumed.counters.agent_steps,
-                )
-            )
             writer = StoreWriter(store, run_id)
             view = stack.enter_context(LiveView(run_id, config))
             session = Session(

@@ -87,7 +87,10 @@ def test_the_same_protocol_and_seed_give_the_same_report_kept_with_the_checkpoin
     assert metrics["eval/custom/x_pos_mean"] == pytest.approx(report["x_pos"]["mean"])
     assert metrics["eval/custom/clear_rate"] == 0.0
     files = [file.path for file in client.list_artifacts(str(run.mlflow_run_id), "evaluations")]
-    assert files == ["evaluations/step-96-custom-seed-0.json"]
+    assert [file.rpartition("-")[0] for file in files] == ["evaluations/step-96-custom-seed-0"]
+    assert judged(here, "eval", "latest", "--episodes", "1", "--max-steps", "9")["episodes"] == 1
+    files = [file.path for file in client.list_artifacts(str(run.mlflow_run_id), "evaluations")]
+    assert len(files) == 2, "another protocol's report does not take the place of the first"
 
 
 @pytest.mark.usefixtures("beside_other_rays")

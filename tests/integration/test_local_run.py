@@ -164,14 +164,14 @@ def start(config: RunConfig, folder: Path) -> subprocess.Popen[str]:
 
 
 def wait_for_checkpoint(runs: Path, child: subprocess.Popen[str], count: int = 1) -> Path:
-    deadline = time.monotonic() + 60
+    deadline = time.monotonic() + 150
     while time.monotonic() < deadline:
         found = sorted(runs.glob("*/checkpoints/step-*/manifest.json"))
         if len(found) >= count:
             return found[0].parents[2]
         assert child.poll() is None, child.communicate()
         time.sleep(0.02)
-    raise AssertionError("no checkpoint within 60 s")
+    raise AssertionError("no checkpoint within 150 s")
 
 
 ENDLESS = {"total_steps": 10**9, "checkpoint": {"every_steps": 256, "keep": 3}}

@@ -1,13 +1,16 @@
 """What a real training leaves in TensorBoard's event files and in Weights & Biases."""
 
 import importlib.util
+import os
+import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
 from mario_dist.checkpoint import list_checkpoints, load_checkpoint
-from mario_dist.config import RunConfig
+from mario_dist.config import RunConfig, dump
 from mario_dist.errors import UserError
 from mario_dist.store import RunStore
 from mario_dist.system.run import RunResult, run_training
@@ -63,6 +66,25 @@ def test_wandb_gets_a_run_of_its_own(
     content = log.read_bytes()
     assert b"agent_steps_per_s" in content
     assert b"entropy" in content
+
+
+def test_a_wandb_that_refuses_leaves_no_run_behind(
+    probe_config: MakeConfig, tmp_path: Path, own_runs: Path
+) -> None:
+    (tmp_path / "c.yaml").write_text(dump(probe_config(tracking={"wandb_project": "mario"})))
+    # In a process of its own: wandb remembers how it was first started.
+    done = subprocess.run(
+        [sys.executable, "-m", "mario_dist.cli.main", "train", str(tmp_path / "c.yaml")],
+        env=os.environ | {"WANDB_MODE": "online", "WANDB_API_KEY": "too short"},
+        capture_output=True,
+        text=True,
+        timeout=120,
+    )
+    assert done.returncode == 1
+    assert "wandb login" in done.stderr.splitlines()[-1]
+    assert not list(own_runs.glob("probe-*"))
+    with RunStore(f"sqlite:///{own_runs}/mario.db") as store:
+        assert store.list_runs() == []
 
 
 def test_wandb_that_is_not_installed_is_one_line_before_anything_is_made(
