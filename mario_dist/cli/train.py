@@ -63,6 +63,8 @@ def train_command(
         print(json.dumps({**dataclasses.asdict(result), "directory": str(result.directory)}))
         return
     print(f"{result.outcome}: {result.run_id} at {result.agent_steps:,} agent steps")
+    if result.alarm is not None:
+        print(f"alarm:   {result.alarm}")
     if result.outcome == "stopped":
         print(f"go on:   mario-dist train --resume {result.run_id}")
     print(f"judge:   mario-dist eval {result.run_id}")

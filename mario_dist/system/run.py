@@ -43,6 +43,8 @@ class RunResult:
     agent_steps: int
     directory: Path
     best: tuple[float, float] | None
+    alarm: str | None = None
+    """What the collapse alarm said last, in this process."""
 
 
 def new_run_id(name: str) -> str:
@@ -107,7 +109,9 @@ def run_training(
                 " goes on (replay.checkpoint=true keeps it in checkpoints)"
             )
         outcome = _drive(config, plan, gpu, session, request, resume, resumed, replay)
-    return RunResult(run_id, outcome, session.counters.agent_steps, session.directory, session.best)
+    return RunResult(
+        run_id, outcome, session.counters.agent_steps, session.directory, session.best, session.alarm
+    )
 
 
 def _settle_emulator(config: RunConfig, before: EnvConfig | None) -> RunConfig:

@@ -108,6 +108,11 @@ class Session:
         self._busy = (self._started_at, machine.busy_core_seconds())
 
     @property
+    def alarm(self) -> str | None:
+        """What the last alarm said."""
+        return None if self._alarm is None else self._alarm.text
+
+    @property
     def checkpoints(self) -> Path:
         return self.directory / "checkpoints"
 
@@ -302,7 +307,7 @@ class Session:
             version=iteration.report.version,
             metrics=iteration.report.metrics,
             evaluation=self.best,
-            alarm=None if self._alarm is None else self._alarm.text,
+            alarm=self.alarm,
         )
 
 

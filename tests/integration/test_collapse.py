@@ -45,6 +45,8 @@ def test_a_collapse_is_told_on_the_screen_in_the_store_and_in_mlflow(
     assert result.outcome == "stopped", "as collapse.on_collapse says"
     told = alarms(result)
     assert told
+    assert result.alarm is not None
+    assert "has been under 50% of its best" in result.alarm
     assert 4096 < min(told.values()) <= result.agent_steps < 8192
     screen = capfd.readouterr().err
     assert "note: ALARM at" in screen
