@@ -161,6 +161,28 @@ class EvaluationConfig:
 
 
 @dataclass(frozen=True, slots=True)
+class StopConfig:
+    """When a run ends before its ``total_steps``: once a protocol finds its levels cleared.
+
+    clear_rate: of that protocol's episodes, over all levels; null for never. protocol: a named one (``eval
+    --protocol``). episodes: of each level. It is asked after each evaluation that leaves the rate possible.
+    """
+
+    clear_rate: float | None = None
+    protocol: Literal["jitter-30", "jitter-30-greedy", "fixed-start", "fixed-start-greedy", "sticky-25"] = (
+        "jitter-30"
+    )
+    episodes: int = 100
+    seed: int = 2_000_003
+
+    def __post_init__(self) -> None:
+        if self.clear_rate is not None and not 0.0 < self.clear_rate <= 1.0:
+            raise ValueError("clear_rate must be over 0 and at most 1, or null")
+        if self.episodes < 1:
+            raise ValueError("episodes must be at least 1")
+
+
+@dataclass(frozen=True, slots=True)
 class CollapseConfig:
     """When a run says that its policy has collapsed, and what it does then.
 
@@ -236,12 +258,15 @@ class RunConfig:
     system: SystemConfig = field(default_factory=SystemConfig)
     checkpoint: CheckpointConfig = field(default_factory=CheckpointConfig)
     evaluation: EvaluationConfig = field(default_factory=EvaluationConfig)
+    stop: StopConfig = field(default_factory=StopConfig)
     collapse: CollapseConfig = field(default_factory=CollapseConfig)
     tracking: TrackingConfig = field(default_factory=TrackingConfig)
 
     def __post_init__(self) -> None:
         if self.total_steps < 1 or self.seed < 0:
             raise ValueError("total_steps must be at least 1 and seed not negative")
+        if self.stop.clear_rate is not None and not self.evaluation.every_steps:
+            raise ValueError("stop.clear_rate needs evaluations: set evaluation.every_steps")
         if self.algo.bears_lag is not None and self.max_policy_lag > self.algo.bears_lag:
             raise ValueError(
                 f"system.max_policy_lag={self.max_policy_lag}: {self.algo.name} bears {self.algo.bears_lag}"

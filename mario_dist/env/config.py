@@ -15,7 +15,11 @@ class EnvConfig:
 
     actions: a preset (RIGHT_ONLY, SIMPLE, COMPLEX) or a list of button lists, e.g. [[right], [right, A]].
     hud_rows: rows of the 240-row picture that are blackened before it is resized.
+    show_buttons: draw the buttons that the lane pressed in a step, one block each, into the blackened rows.
+    A jump begins only where A was not held before, which no picture of the game shows.
     noop_max: each episode starts after 0..noop_max random no-op emulator frames.
+    rewind: probability that after a death the lane goes on from a moment shortly before it instead of at the
+    level's start, to practise what killed it; the steps count, the episode does not (``env.rewind``).
     sticky: probability that an action repeats the one before it (Machado et al. 2018).
     stall_steps: steps without a new best x after which the episode ends as ``stall``; 0 turns it off.
     max_steps: steps after which the episode is truncated; 0 turns it off.
@@ -32,7 +36,9 @@ class EnvConfig:
     frame_size: tuple[int, int] = (84, 84)
     frame_stack: int = 4
     hud_rows: int = 32
+    show_buttons: bool = False
     noop_max: int = 30
+    rewind: float = 0.0
     sticky: float = 0.0
     stall_steps: int = 300
     max_steps: int = 4500
@@ -51,8 +57,12 @@ class EnvConfig:
             raise ValueError("frame_size is at most [240, 256], the NES's own picture")
         if not 0 <= self.hud_rows < 240:
             raise ValueError("hud_rows must be in 0..239")
+        if self.show_buttons and (self.hud_rows * self.frame_size[0] < 240 or self.frame_size[1] < 8):
+            raise ValueError("show_buttons needs hud_rows to draw into, and 8 columns")
         if not 0.0 <= self.sticky < 1.0:
             raise ValueError("sticky must be in [0, 1)")
+        if not 0.0 <= self.rewind < 1.0:
+            raise ValueError("rewind must be in [0, 1)")
         if min(self.noop_max, self.stall_steps, self.max_steps) < 0:
             raise ValueError("noop_max, stall_steps and max_steps must not be negative")
         action_set(self.actions)

@@ -86,6 +86,20 @@ class GameState:
         for field in dataclasses.fields(self):
             getattr(self, field.name)[lanes] = getattr(other, field.name)
 
+    def lane(self, lane: int) -> "GameState":
+        """A copy of one lane, as the state of one."""
+        return GameState(*(getattr(self, f.name)[lane : lane + 1].copy() for f in dataclasses.fields(self)))
+
+    def packed(self) -> I32:
+        """All fields in one array: int32 [fields, N]."""
+        return np.stack([getattr(self, f.name).astype(np.int32) for f in dataclasses.fields(self)])
+
+    @classmethod
+    def unpacked(cls, packed_FN: NDArray[np.generic]) -> "GameState":
+        """The state that ``packed`` packed."""
+        fields = zip(dataclasses.fields(cls), packed_FN, strict=True)
+        return cls(*(row_N.astype(np.bool_ if f.type is Bool else np.int32) for f, row_N in fields))
+
     def to_arrays(self, prefix: str) -> Arrays:
         return {prefix + field.name: getattr(self, field.name).copy() for field in dataclasses.fields(self)}
 

@@ -1,6 +1,6 @@
 """Super Mario Bros. on N emulator lanes."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 
 import numpy as np
 from numpy.typing import NDArray
@@ -10,9 +10,10 @@ from mario_dist.env.actions import action_names, joypad_bytes
 from mario_dist.env.config import EnvConfig
 from mario_dist.env.game import STATUS_NAMES, GameState, decode
 from mario_dist.env.rewards import reward_fn
+from mario_dist.env.rewind import EVERY, Moment, Moments
 from mario_dist.env.starts import level_start
 from mario_dist.env.vector import EpisodeClock, generator_state, lane_generators, restore_generator
-from mario_dist.types import I32, I64, U8, Arrays, EnvSpec, EnvStep, Episode, EpisodeEnd
+from mario_dist.types import I32, I64, U8, Arrays, EnvSpec, EnvStep, Episode, EpisodeEnd, part
 
 _ENDS: tuple[EpisodeEnd, ...] = ("flag", "time", "death", "stall", "truncated")
 _FLAG, _TIME, _DEATH, _STALL, _TRUNCATED = range(len(_ENDS))
@@ -62,6 +63,9 @@ class MarioVectorEnv:
         self._action_N = np.zeros(n_lanes, dtype=np.int64)
         self._best_at_N = np.zeros(n_lanes, dtype=np.int64)
         self._clock = EpisodeClock(n_lanes)
+        self._buttons_AHW = _button_blocks(config, self._joypad_A) if config.show_buttons else None
+        self._moments = Moments(n_lanes)
+        self._practises_N = np.zeros(n_lanes, dtype=np.bool_)
         self._state: GameState | None = None
 
     @property
@@ -84,10 +88,7 @@ class MarioVectorEnv:
         return self._state.x_pos
 
     def reset(self) -> U8:
-        self._start_lanes(self._all_lanes_N)
-        self._state = decode(self._ram_NR)
-        for lane in range(self.n_lanes):
-            self._start_episode(lane)
+        self._state = self._start_lanes(self._all_lanes_N, {})
         return self._frame_NHW
 
     def step(self, action_N: NDArray[np.int64]) -> EnvStep:
@@ -107,12 +108,16 @@ class MarioVectorEnv:
         truncated_N = end_N == _TRUNCATED
         terminated_N = (end_N != _GOES_ON) & ~truncated_N
         final_frame_FHW = self._frame_NHW[final_lane_F]
-        ended = tuple(self._episode(state, lane, _ENDS[end_N[lane]]) for lane in final_lane_F.tolist())
-        if ended:
-            self._start_lanes(final_lane_F)
-            state.set_lanes(final_lane_F, decode(self._ram_NR[final_lane_F]))
-            for lane in final_lane_F.tolist():
-                self._start_episode(lane)
+        ended = tuple(
+            self._episode(state, lane, _ENDS[end_N[lane]])
+            for lane in final_lane_F.tolist()
+            if not self._practises_N[lane]
+        )
+        if final_lane_F.size:
+            rewound = self._rewound(np.flatnonzero(end_N == _DEATH))
+            state.set_lanes(final_lane_F, self._start_lanes(final_lane_F, rewound))
+        if self._config.rewind:
+            self._keep_moments(state)
         self._state = state
         return EnvStep(
             self._frame_NHW, reward_N, terminated_N, truncated_N, final_frame_FHW, final_lane_F, ended
@@ -127,6 +132,8 @@ class MarioVectorEnv:
             "level": self._level_N.copy(),
             "action": self._action_N.copy(),
             "best_at": self._best_at_N.copy(),
+            "practises": self._practises_N.copy(),
+            **{f"moments.{name}": array for name, array in self._moments.state().items()},
         }
         for lane, (emulator, rng) in enumerate(zip(self._lanes.emulators, self._rngs, strict=True)):
             arrays[f"machine.{lane}"] = np.frombuffer(emulator.save(), dtype=np.uint8)
@@ -140,6 +147,8 @@ class MarioVectorEnv:
         self._level_N[:] = arrays["level"]
         self._action_N[:] = arrays["action"]
         self._best_at_N[:] = arrays["best_at"]
+        self._practises_N[:] = arrays.get("practises", False)  # checkpoints from before it have none
+        self._moments.restore(part(arrays, "moments."))
         for lane, (emulator, rng) in enumerate(zip(self._lanes.emulators, self._rngs, strict=True)):
             emulator.load(arrays[f"machine.{lane}"].tobytes())
             restore_generator(rng, arrays[f"rng.{lane}"])
@@ -151,30 +160,56 @@ class MarioVectorEnv:
         joypad_N = self._joypad_A[self._action_N]
         if self._on_frame is None:
             self._run(self._all_lanes_N, joypad_N, np.full(self.n_lanes, self._config.frame_skip))
-            return
-        # Somebody watches: one frame at a time, each of them drawn.
-        for _ in range(self._config.frame_skip):
-            self._run(self._all_lanes_N, joypad_N, np.ones(self.n_lanes, dtype=np.int64))
-            for lane, emulator in enumerate(self._lanes.emulators):
-                self._on_frame(lane, emulator)
+        else:
+            # Somebody watches: one frame at a time, each of them drawn.
+            for _ in range(self._config.frame_skip):
+                self._run(self._all_lanes_N, joypad_N, np.ones(self.n_lanes, dtype=np.int64))
+                for lane, emulator in enumerate(self._lanes.emulators):
+                    self._on_frame(lane, emulator)
+        if self._buttons_AHW is not None:
+            rows = self._buttons_AHW.shape[1]
+            self._frame_NHW[:, :rows] = self._buttons_AHW[self._action_N]
 
-    def _start_lanes(self, lane_F: NDArray[np.int64]) -> None:
-        frames_F = np.empty_like(lane_F)
-        for i, lane in enumerate(lane_F):
-            rng = self._rngs[lane]
-            self._level_N[lane] = rng.integers(len(self._starts))
-            self._lanes.emulators[lane].load(self._starts[self._level_N[lane]])
-            # One frame at least: the first frame that is seen is one that the machine drew.
-            frames_F[i] = 1 + rng.integers(self._config.noop_max + 1)
+    def _start_lanes(self, lane_F: NDArray[np.int64], rewound: Mapping[int, Moment]) -> GameState:
+        """Start an episode in these lanes, at a level's start or where they were ``rewound`` to."""
+        # One frame at least: the first frame that is seen is one that the machine drew.
+        frames_F = np.ones_like(lane_F)
+        for i, lane in enumerate(lane_F.tolist()):
+            moment, emulator = rewound.get(lane), self._lanes.emulators[lane]
+            if moment is not None:
+                emulator.load(moment.machine)
+            else:
+                rng = self._rngs[lane]
+                self._level_N[lane] = rng.integers(len(self._starts))
+                emulator.load(self._starts[self._level_N[lane]])
+                frames_F[i] += rng.integers(self._config.noop_max + 1)
+                self._moments.forget(lane)
+            self._practises_N[lane] = moment is not None
+            self._clock.restart(lane)
+            self._best_at_N[lane] = self._action_N[lane] = 0
         self._run(lane_F, np.zeros(len(lane_F), dtype=np.uint8), frames_F)
+        state = decode(self._ram_NR[lane_F])
+        for i, lane in enumerate(lane_F.tolist()):
+            if lane in rewound:
+                state.set_lanes(np.array([i]), decode(self._ram_NR[lane : lane + 1], rewound[lane].game))
+        return state
+
+    def _rewound(self, lane_D: NDArray[np.int64]) -> dict[int, Moment]:
+        """Which of these lanes, in which Mario died, go back, and where to."""
+        rewound: dict[int, Moment] = {}
+        if self._config.rewind:
+            for lane in lane_D.tolist():
+                rng = self._rngs[lane]
+                if rng.random() < self._config.rewind and (moment := self._moments.go_back(lane, rng)):
+                    rewound[lane] = moment
+        return rewound
+
+    def _keep_moments(self, state: GameState) -> None:
+        for lane in np.flatnonzero(self._clock.length_N % EVERY == EVERY - 1).tolist():
+            self._moments.keep(lane, Moment(self._lanes.emulators[lane].save(), state.lane(lane)))
 
     def _run(self, lane_M: NDArray[np.int64], joypad_M: U8, frames_M: NDArray[np.int64]) -> None:
         self._lanes.run(lane_M, joypad_M, frames_M, self._ram_NR, self._frame_NHW)
-
-    def _start_episode(self, lane: int) -> None:
-        self._clock.restart(lane)
-        self._best_at_N[lane] = 0
-        self._action_N[lane] = 0
 
     def _ends(self, state: GameState) -> NDArray[np.int64]:
         """How the episode of each lane ended in this step, an index of ``_ENDS``: the first that applies."""
@@ -207,3 +242,13 @@ class MarioVectorEnv:
             end=end,
             seconds=self._clock.seconds(lane),
         )
+
+
+def _button_blocks(config: EnvConfig, joypad_A: U8) -> U8:
+    """What is drawn into the blackened rows for each action: uint8 [A, rows, W], a block for each button."""
+    rows = config.hud_rows * config.frame_size[0] // 240
+    width = config.frame_size[1] // 8
+    blocks_AHW = np.zeros((len(joypad_A), rows, config.frame_size[1]), dtype=np.uint8)
+    held_A8 = np.unpackbits(joypad_A[:, None], axis=1, bitorder="little")
+    blocks_AHW[:, :, : 8 * width] = np.repeat(held_A8, width, axis=1)[:, None] * np.uint8(255)
+    return blocks_AHW

@@ -11,6 +11,7 @@ from mario_dist.evaluation.protocol import (
     blocks,
     evaluate,
     play_block,
+    read_protocol,
     settled,
     summarise,
 )
@@ -29,6 +30,7 @@ __all__ = [
     "evaluate",
     "locate",
     "play_block",
+    "read_protocol",
     "settled",
     "summarise",
 ]

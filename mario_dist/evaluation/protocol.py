@@ -55,6 +55,12 @@ class EvalProtocol:
         return {"name": self.name, "version": VERSION, **values}
 
 
+def read_protocol(document: Mapping[str, Any]) -> EvalProtocol:
+    """The protocol of a report, from what ``EvalProtocol.document`` said of it."""
+    values = {field.name: document[field.name] for field in dataclasses.fields(EvalProtocol)}
+    return EvalProtocol(**{**values, "levels": tuple(values["levels"])})
+
+
 def _named(**settings: Any) -> Callable[[EvalProtocol], bool]:
     free = {"levels", "episodes", "seed"}
 
@@ -156,6 +162,7 @@ class BlockPlayer:
             env,
             levels=(block.level,),
             noop_max=protocol.noop_max,
+            rewind=0.0,
             sticky=protocol.sticky,
             max_steps=protocol.max_steps,
             stall_steps=protocol.stall_steps,

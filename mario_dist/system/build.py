@@ -13,7 +13,7 @@ from mario_dist.config import RunConfig
 from mario_dist.env import make_env
 from mario_dist.env.actions import action_names
 from mario_dist.errors import UserError
-from mario_dist.evaluation import EvalProtocol
+from mario_dist.evaluation import SETTINGS, EvalProtocol
 from mario_dist.learner import Learner, OptimiserConfig, ReplayLearner
 from mario_dist.nets import ActorCritic, Network, QNetwork, build_network
 from mario_dist.ops.exploration import epsilon_ladder
@@ -150,6 +150,12 @@ def training_protocol(config: RunConfig) -> EvalProtocol:
         seed=evaluation.seed,
         greedy=evaluation.greedy,
     )
+
+
+def stop_protocol(config: RunConfig) -> EvalProtocol:
+    """The protocol that says whether a run has reached what it is to end with."""
+    stop = config.stop
+    return EvalProtocol(config.env.levels, stop.episodes, seed=stop.seed, **SETTINGS[stop.protocol])
 
 
 _SHARD_STREAM = 2**32 - 1

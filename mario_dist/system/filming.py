@@ -9,10 +9,10 @@ from pathlib import Path
 from mario_dist import config as configuration
 from mario_dist.checkpoint import load_checkpoint
 from mario_dist.config import RunConfig
-from mario_dist.evaluation import best_played
+from mario_dist.evaluation import best_played, read_protocol
 from mario_dist.learner import network_arrays
 from mario_dist.nets import set_weights
-from mario_dist.system.build import make_network, training_protocol
+from mario_dist.system.build import make_network
 from mario_dist.types import U8, part
 
 _PREFIX = "best-step-"
@@ -71,7 +71,8 @@ def _film(checkpoint: Path, videos: Path, keep: int) -> str:
     config = configuration.parse(state.meta["config"])
     network = make_network(config)
     set_weights(network, network_arrays(part(state.arrays, "learner.")))
-    wanted = best_played(state.meta["evaluation"]["per_level"])
+    report = state.meta["evaluation"]
+    wanted = best_played(report["per_level"])
     label = f"{state.meta['run_id']} at {state.meta['counters']['agent_steps']:,} steps"
     videos.mkdir(exist_ok=True)
     clip = clip_path(videos, checkpoint)
@@ -83,7 +84,7 @@ def _film(checkpoint: Path, videos: Path, keep: int) -> str:
                 video.add(picture)
                 return True
 
-            film_episode(network, config.env, training_protocol(config), wanted, label, show)
+            film_episode(network, config.env, read_protocol(report["protocol"]), wanted, label, show)
     except BaseException:
         temporary.unlink(missing_ok=True)
         raise

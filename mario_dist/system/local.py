@@ -11,7 +11,7 @@ import torch
 
 from mario_dist.algos.apex import ApexConfig
 from mario_dist.config import RunConfig
-from mario_dist.evaluation import evaluate
+from mario_dist.evaluation import EvalProtocol, evaluate
 from mario_dist.learner import Learner, ReplayLearner
 from mario_dist.nets import set_weights
 from mario_dist.replay import ShardedReplay
@@ -21,7 +21,6 @@ from mario_dist.system.build import (
     make_replay_learner,
     make_shard,
     make_worker,
-    training_protocol,
 )
 from mario_dist.system.plan import Plan
 from mario_dist.system.ports import Collected, Order
@@ -85,11 +84,11 @@ class LocalRollouts:
     def state(self) -> list[Arrays]:
         return [worker.state() for worker in self._workers]
 
-    def evaluate(self, weights: Weights) -> EvalReport:
+    def evaluate(self, weights: Weights, protocol: EvalProtocol) -> EvalReport:
         torch.set_num_threads(self._torch_threads)
         network = make_network(self._config)
         set_weights(network, weights.arrays)
-        return evaluate(network, self._config.env, training_protocol(self._config), self._threads)
+        return evaluate(network, self._config.env, protocol, self._threads)
 
     def close(self) -> None:
         for worker in self._workers:

@@ -9,6 +9,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Protocol
 
+from mario_dist.evaluation import EvalProtocol
 from mario_dist.types import Arrays, EpisodeRecord, EvalReport, StepReport
 
 Order = tuple[Any, ...]
@@ -59,8 +60,7 @@ class Rollouts[W, U](Protocol):
         Nothing may be asked for meanwhile.
         """
 
-    def evaluate(self, weights: W) -> EvalReport:
-        """Judge these weights by the run's training protocol."""
+    def evaluate(self, weights: W, protocol: EvalProtocol) -> EvalReport: ...
 
     def close(self) -> None: ...
 

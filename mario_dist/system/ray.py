@@ -26,11 +26,11 @@ from ray.exceptions import RayActorError, RayError, RayTaskError
 from mario_dist import machine
 from mario_dist.config import RunConfig
 from mario_dist.errors import UserError
-from mario_dist.evaluation import evaluate
+from mario_dist.evaluation import EvalProtocol, evaluate
 from mario_dist.learner import StagedBatch
 from mario_dist.nets import set_weights
 from mario_dist.rollout import Inference, SharedInference
-from mario_dist.system.build import make_learner, make_network, make_worker, training_protocol
+from mario_dist.system.build import make_learner, make_network, make_worker
 from mario_dist.system.plan import Plan
 from mario_dist.system.ports import Collected, Order
 from mario_dist.system.ray_inference import RayServer, inference_actor
@@ -128,11 +128,11 @@ class LearnerActor:
 
 
 @ray.remote
-def _evaluate(config: RunConfig, weights: Weights) -> EvalReport:
+def _evaluate(config: RunConfig, weights: Weights, protocol: EvalProtocol) -> EvalReport:
     torch.set_num_threads(1)
     network = make_network(config)
     set_weights(network, weights.arrays)
-    return evaluate(network, config.env, training_protocol(config), machine.cores())
+    return evaluate(network, config.env, protocol, machine.cores())
 
 
 class RayRollouts:
@@ -207,9 +207,9 @@ class RayRollouts:
                 states.append({})
         return states
 
-    def evaluate(self, weights: Ref) -> EvalReport:
+    def evaluate(self, weights: Ref, protocol: EvalProtocol) -> EvalReport:
         # The actors wait meanwhile: the evaluation uses their cores and asks for none of its own.
-        report: EvalReport = get(_evaluate.options(num_cpus=0).remote(self._config, weights))
+        report: EvalReport = get(_evaluate.options(num_cpus=0).remote(self._config, weights, protocol))
         return report
 
     def close(self) -> None:

@@ -109,6 +109,7 @@ def run_training(
                 " goes on (replay.checkpoint=true keeps it in checkpoints)"
             )
         outcome = _drive(config, plan, gpu, session, request, resume, resumed, replay)
+        session.finished = outcome == "finished"
     return RunResult(
         run_id, outcome, session.counters.agent_steps, session.directory, session.best, session.alarm
     )

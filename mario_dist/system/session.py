@@ -103,6 +103,8 @@ class Session:
         self._alarm: Alarm | None = None
         self._restore_due = False
         self._restores = 0
+        self.finished = False
+        """Whether the run has done what it was to do; else it can go on."""
         self.collapsed = False
         """Whether the run should end for it: ``collapse.on_collapse: stop``."""
         self._busy = (self._started_at, machine.busy_core_seconds())
@@ -399,8 +401,7 @@ def open_session(
             )
             try:
                 yield session
-                done = session.counters.agent_steps >= config.total_steps
-                status = "finished" if done else "stopped"
+                status = "finished" if session.finished else "stopped"
             except KeyboardInterrupt:
                 status = "stopped"
                 raise

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Literal, Protocol
 
 from mario_dist.config import RunConfig
+from mario_dist.system.build import stop_protocol, training_protocol
 from mario_dist.system.feed import Feed
 from mario_dist.system.ports import Collected, LearnerPort, Rollouts
 from mario_dist.types import Arrays, EpisodeRecord, EvalReport, StepReport
@@ -82,7 +83,8 @@ def train[W, U](
     version: int = 0,
     recovery: Callable[[], Recovery | None] = lambda: None,
 ) -> Outcome:
-    """Run until ``config.total_steps`` or until ``should_stop``; a checkpoint is the last thing done.
+    """Run until ``config.total_steps``, until ``config.stop`` holds or until ``should_stop``; a checkpoint is
+    the last thing done.
 
     version: of the learner's weights now. recovery: asked after each iteration whether to go back to an
     earlier state of the learner; the counters go on.
@@ -145,8 +147,14 @@ def train[W, U](
 
         evaluation = None
         if evaluate and not stop:
-            evaluation = rollouts.evaluate(weights)
+            evaluation = rollouts.evaluate(weights, training_protocol(config))
             observer.evaluated(counters, evaluation)
+            target = config.stop.clear_rate
+            # A few episodes that leave it possible are worth the many that decide it.
+            if target is not None and evaluation.clear_rate_ci[1] >= target:
+                evaluation = rollouts.evaluate(weights, stop_protocol(config))
+                observer.evaluated(counters, evaluation)
+                done = done or evaluation.clear_rate >= target
         if save:
             last = done or should_stop()
             observer.checkpoint(

@@ -1,7 +1,7 @@
 """The loop itself, with the real local driver on the probe environment."""
 
 from collections.abc import Callable
-from itertools import chain, repeat
+from itertools import chain, pairwise, repeat
 
 from mario_dist.config import RunConfig
 from mario_dist.system.feed import make_queue_feed
@@ -17,6 +17,7 @@ class Log:
     def __init__(self) -> None:
         self.iterations: list[Iteration] = []
         self.evaluations: list[int] = []
+        self.reports: list[EvalReport] = []
         self.checkpoints: list[tuple[int, bool]] = []
 
     def iterated(self, iteration: Iteration) -> None:
@@ -24,6 +25,7 @@ class Log:
 
     def evaluated(self, counters: Counters, report: EvalReport) -> None:
         self.evaluations.append(counters.agent_steps)
+        self.reports.append(report)
 
     def checkpoint(
         self,
@@ -75,3 +77,42 @@ def test_several_actors_collect_side_by_side(probe_config: Callable[..., RunConf
     assert [i.counters.agent_steps for i in log.iterations] == [192, 384]
     assert {e.actor for i in log.iterations for e in i.episodes} == {0, 1, 2}
     assert [i.queue_depth for i in log.iterations] == [3, 3]
+
+
+def test_it_ends_once_the_protocol_holds(probe_config: Callable[..., RunConfig]) -> None:
+    """The probe is learned within seconds; its corridor's end is the flag."""
+    config = probe_config(
+        seed=1,
+        total_steps=60_000,
+        algo={"lr": [3e-3, 3e-3], "epochs": 4},
+        rollout={"lanes": 8, "unroll_length": 32},
+        evaluation={"every_steps": 512, "episodes": 5},
+        stop={"clear_rate": 0.9, "episodes": 30},
+    )
+    outcome, log = run(config)
+    assert outcome == "finished"
+    assert log.checkpoints[-1][0] < 60_000
+    report = log.reports[-1]
+    assert report.episodes == 30
+    assert report.clear_rate >= 0.9
+    assert report.protocol["name"] == "jitter-30"
+    assert log.checkpoints[-1] == (log.evaluations[-1], True), "what was judged is what is kept"
+    assert any(report.episodes == 5 and report.clear_rate < 0.5 for report in log.reports)
+    for small, large in pairwise(log.reports):
+        if large.episodes == 30:
+            assert small.episodes == 5
+            assert small.clear_rate_ci[1] >= 0.9, "it was asked where it could not hold"
+
+
+def test_what_does_not_hold_goes_on(probe_config: Callable[..., RunConfig]) -> None:
+    config = probe_config(
+        total_steps=256,
+        evaluation={"every_steps": 64, "episodes": 1},
+        stop={"clear_rate": 0.5, "episodes": 9},
+    )
+    outcome, log = run(config)
+    assert outcome == "finished"
+    assert log.checkpoints[-1][0] == 256
+    # One failed episode of one leaves 0.5 possible: the protocol was asked each time and said no.
+    assert [report.episodes for report in log.reports] == [1, 9] * 4
+    assert all(report.clear_rate < 0.5 for report in log.reports)
