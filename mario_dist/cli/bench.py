@@ -1,7 +1,8 @@
-"""mario-dist bench emulator | parity | rollout | scaling | replay | learner | eval | train"""
+"""mario-dist bench emulator | parity | rollout | scaling | replay | learner | eval | flag | train"""
 
 import json
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
@@ -259,6 +260,68 @@ def evaluation(
         f"{episodes} episodes: {ours['seconds']:.1f} s on {ours['cores']} cores x {ours['lanes']} lanes;"
         f" one lane {alone['seconds']:.1f} s, {ratio:.1f} times as long"
     )
+
+
+@bench_app.command()
+def flag(
+    overrides: Annotated[
+        list[str] | None, typer.Argument(metavar="[KEY=VALUE]...", help="For every configuration.")
+    ] = None,
+    config: Annotated[
+        list[str] | None, typer.Option(help="Configurations to train, in turn; by default that of train.")
+    ] = None,
+    seeds: Annotated[int, typer.Option(min=1, help="Trainings of each, with seeds from 0 on.")] = 3,
+    every: Annotated[int, typer.Option(min=1, help="Agent steps between evaluations.")] = 20_000,
+    episodes: Annotated[int, typer.Option(min=1, help="Of each evaluation.")] = 100,
+    out: Annotated[
+        Path | None, typer.Option(help="Also write the document here after each training.")
+    ] = None,
+    as_json: Json = False,
+) -> None:
+    """How many agent steps and minutes of training until Mario takes the flag, and until he does so reliably.
+
+    Whole trainings, kept as runs like any other. Every --every agent steps they pause for an evaluation by
+    the configuration's stop.protocol, whose time is counted apart.
+
+    Example: mario-dist bench flag --config configs/ppo-1-1.yaml --config configs/apex-1-1.yaml --seeds 3
+    """
+    from mario_dist.bench.flag import Where, bench_flag
+    from mario_dist.cli.config import DEFAULT, read_config
+    from mario_dist.paths import runs_dir
+    from mario_dist.registry import default_tracking_uri
+    from mario_dist.store import default_url
+
+    configs = {Path(name).stem: read_config([name, *(overrides or [])]) for name in config or []}
+    configs = configs or {Path(DEFAULT).stem: read_config(overrides or [])}
+    document: dict[str, Any] = {}
+    for document in bench_flag(
+        configs,
+        range(seeds),
+        every,
+        episodes,
+        Where(runs_dir(), default_url(), default_tracking_uri()),
+        lambda text: typer.echo(text, err=True),
+    ):
+        if out is not None:
+            out.write_text(json.dumps(document, indent=1))
+    if as_json:
+        print(json.dumps(document))
+        return
+    _print_machine(document)
+    for name, result in document["configs"].items():
+        table = Table(
+            name, "agent steps", "range", "minutes", "range", f"of {len(result['runs'])} seeds", box=None
+        )
+        for mark, spread in result["marks"].items():
+            cells = (_spread(spread["agent_steps"], "{:,.0f}"), _spread(spread["minutes"], "{:.1f}"))
+            table.add_row(mark, *(cell for pair in cells for cell in pair), str(spread["reached"]))
+        Console().print(table)
+
+
+def _spread(values: Mapping[str, float | None], form: str) -> tuple[str, str]:
+    """The median, and the range."""
+    median, least, most = ("never" if v is None else form.format(v) for v in values.values())
+    return median, f"{least} to {most}"
 
 
 @bench_app.command()

@@ -9,12 +9,15 @@ from torch import Tensor, nn
 from mario_dist.nets.config import NetworkConfig
 from mario_dist.nets.init import orthogonal
 
+_LEAST_DEVIATION = 1e-3
+
 Torso = Callable[[int, tuple[int, int], int], nn.Sequential]
 
 
 def build_torso(config: NetworkConfig, frame_stack: int, frame_shape: tuple[int, int]) -> nn.Sequential:
     """The torso that ``config`` names. Raises ``ValueError`` where the frames are too small for it."""
-    return _TORSOS[config.torso](frame_stack, frame_shape, config.hidden)
+    torso = _TORSOS[config.torso](frame_stack, frame_shape, config.hidden)
+    return nn.Sequential(Standardise(), *torso) if config.standardise else torso
 
 
 def nature(frame_stack: int, frame_shape: tuple[int, int], hidden: int) -> nn.Sequential:
@@ -71,6 +74,16 @@ def _with_head(
             f"frames of {frame_shape[0]}x{frame_shape[1]} are too small for this torso"
         ) from error
     return nn.Sequential(*convs, orthogonal(nn.Linear(features, hidden)), nn.ReLU())
+
+
+class Standardise(nn.Module):
+    """Each sample to mean 0 and deviation 1 over all its pixels (Ba et al. 2016, of the input)."""
+
+    def forward(self, x_BKHW: Tensor) -> Tensor:
+        # As rows of numbers, which channels_last are already: ten times as fast as over three dimensions.
+        x_BHWK = x_BKHW.permute(0, 2, 3, 1)
+        flat = nn.functional.layer_norm(x_BHWK.flatten(1), [x_BHWK[0].numel()], eps=_LEAST_DEVIATION**2)
+        return flat.view(x_BHWK.shape).permute(0, 3, 1, 2)
 
 
 class _ResidualStage(nn.Module):

@@ -36,7 +36,7 @@ from mario_dist.report.sinks import Sink, check_tracking, open_sinks
 from mario_dist.store import CheckpointKind, CheckpointRow, RunChanges, RunRow, RunStore, StoreWriter
 from mario_dist.system.collapse import Alarm, CollapseDetector
 from mario_dist.system.filming import clip_wanted, film_best
-from mario_dist.system.topology import Counters, Iteration, Recovery
+from mario_dist.system.topology import Counters, Iteration, Judge, Recovery
 from mario_dist.types import Arrays, EpisodeRecord, EvalReport, part
 
 _RECENT_EPISODES = 100
@@ -199,16 +199,21 @@ class Session:
             case _:
                 pass
 
-    def evaluated(self, counters: Counters, report: EvalReport) -> None:
+    def evaluated(self, counters: Counters, report: EvalReport, by: Judge) -> None:
         self._paused_s += report.seconds
         clear_rate, x_mean = report.rank
         self._record(
-            {"eval/clear_rate": clear_rate, "eval/x_pos_mean": x_mean, "eval/seconds": report.seconds}
+            {f"{by}/clear_rate": clear_rate, f"{by}/x_pos_mean": x_mean, f"{by}/seconds": report.seconds}
         )
         self.note(
             f"evaluation at {counters.agent_steps:,} steps: {clear_rate:.0%} of {report.episodes} episodes"
             f" cleared, mean x {x_mean:.0f} ({report.seconds:.0f} s)"
         )
+        if by == "stop":
+            wanted, protocol = self._config.stop.clear_rate, report.protocol["name"]
+            assert wanted is not None
+            says = "the run ends with this checkpoint" if clear_rate >= wanted else "training goes on"
+            self.note(f"that was {protocol}, of which {wanted:.0%} is to be cleared: {says}")
 
     def checkpoint(
         self,

@@ -53,12 +53,16 @@ class Recovery:
     lr_factor: float
 
 
+Judge = Literal["eval", "stop"]
+"""Which protocol an evaluation was by: that of the training's evaluations, or the one that may end it."""
+
+
 class Observer(Protocol):
     """Who keeps what a run produces."""
 
     def iterated(self, iteration: Iteration) -> None: ...
 
-    def evaluated(self, counters: Counters, report: EvalReport) -> None: ...
+    def evaluated(self, counters: Counters, report: EvalReport, by: Judge) -> None: ...
 
     def checkpoint(
         self,
@@ -148,12 +152,12 @@ def train[W, U](
         evaluation = None
         if evaluate and not stop:
             evaluation = rollouts.evaluate(weights, training_protocol(config))
-            observer.evaluated(counters, evaluation)
+            observer.evaluated(counters, evaluation, "eval")
             target = config.stop.clear_rate
             # A few episodes that leave it possible are worth the many that decide it.
             if target is not None and evaluation.clear_rate_ci[1] >= target:
                 evaluation = rollouts.evaluate(weights, stop_protocol(config))
-                observer.evaluated(counters, evaluation)
+                observer.evaluated(counters, evaluation, "stop")
                 done = done or evaluation.clear_rate >= target
         if save:
             last = done or should_stop()

@@ -192,6 +192,7 @@ COMMANDS += [
     "bench replay",
     "bench learner",
     "bench eval",
+    "bench flag",
     "bench train",
 ]
 

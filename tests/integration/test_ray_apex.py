@@ -23,7 +23,7 @@ from mario_dist.system.ports import Collected
 from mario_dist.system.ray import RayRollouts, connected
 from mario_dist.system.ray_replay import ray_replay_learner
 from mario_dist.system.ray_shards import RayReplay, RayShards
-from mario_dist.system.topology import Counters, Iteration, train
+from mario_dist.system.topology import Counters, Iteration, Judge, train
 from mario_dist.types import Arrays, EvalReport
 
 Make = Callable[..., RunConfig]
@@ -48,7 +48,7 @@ class Log:
         self.iterations.append(iteration)
         self._after(iteration)
 
-    def evaluated(self, counters: Counters, report: EvalReport) -> None:
+    def evaluated(self, counters: Counters, report: EvalReport, by: Judge) -> None:
         assert report.protocol["greedy"] is True
 
     def checkpoint(

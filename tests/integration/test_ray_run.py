@@ -14,7 +14,7 @@ from mario_dist.config import RunConfig
 from mario_dist.system.feed import make_queue_feed
 from mario_dist.system.plan import make_plan
 from mario_dist.system.ray import RayRollouts, connected, ray_learner
-from mario_dist.system.topology import Counters, Iteration, Recovery, train
+from mario_dist.system.topology import Counters, Iteration, Judge, Recovery, train
 from mario_dist.types import Arrays, EvalReport
 
 Make = Callable[..., RunConfig]
@@ -33,7 +33,7 @@ class Log:
         self.iterations.append(iteration)
         self._after(iteration)
 
-    def evaluated(self, counters: Counters, report: EvalReport) -> None:
+    def evaluated(self, counters: Counters, report: EvalReport, by: Judge) -> None:
         assert report.episodes > 0
 
     def checkpoint(

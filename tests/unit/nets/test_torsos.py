@@ -69,3 +69,21 @@ def test_every_layer_begins_orthogonal_with_zero_bias(torso: str) -> None:
 
 def test_orthogonal_takes_a_gain_and_layers_without_bias() -> None:
     assert rows_are_orthogonal(orthogonal(nn.Linear(9, 4, bias=False), gain=0.01).weight, gain=0.01)
+
+
+def test_a_standardising_torso_sees_neither_brightness_nor_contrast() -> None:
+    plain = build_torso(NetworkConfig(hidden=9), 2, (30, 24))
+    torso = build_torso(NetworkConfig(hidden=9, standardise=True), 2, (30, 24))
+    nn.Sequential(*list(torso)[1:]).load_state_dict(plain.state_dict())
+    x = torch.rand(5, 2, 30, 24, generator=torch.Generator().manual_seed(0))
+    by_hand = torch.stack([(s - s.mean()) / s.std(correction=0) for s in x])
+    torch.testing.assert_close(torso(x), plain(by_hand), atol=1e-4, rtol=1e-3)
+    torch.testing.assert_close(torso(0.1 * x + 0.7), torso(x), atol=1e-3, rtol=1e-2)
+    channels_last = x.to(memory_format=torch.channels_last)
+    torch.testing.assert_close(torso(channels_last), torso(x), atol=1e-5, rtol=1e-5)
+    assert (torso(x) - plain(x)).abs().max() > 0.1
+
+
+def test_a_black_picture_is_standardised_too() -> None:
+    torso = build_torso(NetworkConfig(hidden=9, standardise=True), 2, (30, 24))
+    assert torso(torch.zeros(1, 2, 30, 24)).isfinite().all()

@@ -7,7 +7,7 @@ from mario_dist.config import RunConfig
 from mario_dist.system.feed import make_queue_feed
 from mario_dist.system.local import LocalRollouts, local_learner
 from mario_dist.system.plan import make_plan
-from mario_dist.system.topology import Counters, Iteration, train
+from mario_dist.system.topology import Counters, Iteration, Judge, train
 from mario_dist.types import Arrays, EvalReport
 
 
@@ -23,7 +23,7 @@ class Log:
     def iterated(self, iteration: Iteration) -> None:
         self.iterations.append(iteration)
 
-    def evaluated(self, counters: Counters, report: EvalReport) -> None:
+    def evaluated(self, counters: Counters, report: EvalReport, by: Judge) -> None:
         self.evaluations.append(counters.agent_steps)
         self.reports.append(report)
 
