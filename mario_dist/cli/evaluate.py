@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
 Target = Annotated[
     str,
-    typer.Argument(help="A run id, 'latest', a checkpoint's path, baseline:random or baseline:right."),
+    typer.Argument(help="A run id, 'latest', a checkpoint's path, zoo:1-1 or baseline:random."),
 ]
 Protocol = Annotated[
     str,

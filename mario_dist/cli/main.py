@@ -8,6 +8,7 @@ import typer
 from mario_dist.cli.bench import bench_app
 from mario_dist.cli.doctor import doctor
 from mario_dist.cli.evaluate import evaluate_command
+from mario_dist.cli.models import models_app
 from mario_dist.cli.play import play
 from mario_dist.cli.report import report_command
 from mario_dist.cli.runs import runs_app
@@ -26,6 +27,7 @@ app.command("eval")(evaluate_command)
 app.command("play")(play)
 app.command("watch")(watch_command)
 app.add_typer(runs_app, name="runs")
+app.add_typer(models_app, name="models")
 app.add_typer(bench_app, name="bench")
 app.command("report")(report_command)
 app.command("doctor")(doctor)

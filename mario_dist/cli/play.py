@@ -22,7 +22,7 @@ DEFAULT_CLIP = Path("clip.mp4")
 def play(
     target: Annotated[
         str,
-        typer.Argument(help="A run id, 'latest', a checkpoint's path, baseline:random or baseline:right."),
+        typer.Argument(help="A run id, 'latest', a checkpoint's path, zoo:1-1 or baseline:random."),
     ],
     out: Annotated[Path | None, typer.Option(help="Write an MP4 instead of opening a window.")] = None,
     episodes: Annotated[

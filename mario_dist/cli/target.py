@@ -21,6 +21,7 @@ from mario_dist.nets import ActorCritic
 from mario_dist.paths import runs_dir
 from mario_dist.store import RunStore, default_url
 from mario_dist.system.judging import Policy
+from mario_dist.zoo import PREFIX, zoo_checkpoint
 
 
 def run_directory(ref: str) -> Path:
@@ -38,10 +39,12 @@ def run_directory(ref: str) -> Path:
 
 
 def find_checkpoint(target: str) -> Path:
-    """The checkpoint of a TARGET: its path, or a run's best one, or its newest.
+    """The checkpoint of a TARGET: its path, ``zoo:NAME``, or a run's best one, or its newest.
 
     Raises ``UserError`` where the run or its checkpoints are not there.
     """
+    if target.startswith(PREFIX):
+        return zoo_checkpoint(target.removeprefix(PREFIX))
     path = Path(target)
     if (path / "manifest.json").is_file() or path.name.startswith("step-"):
         return path

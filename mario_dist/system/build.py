@@ -5,6 +5,7 @@ from typing import Any
 import numpy as np
 import torch
 
+from mario_dist import machine
 from mario_dist.algos.apex import ApexConfig, ApexDQN
 from mario_dist.algos.api import Algorithm
 from mario_dist.algos.impala import Impala, ImpalaConfig
@@ -39,6 +40,7 @@ def make_network(config: RunConfig) -> Network:
 
 def make_learner(config: RunConfig, threads: int) -> Learner:
     """A learner that takes each unroll once. Raises ``UserError`` where the device is not there."""
+    machine.keep_freed_memory()
     algo, network = config.algo, make_network(config)
     assert isinstance(algo, PPOConfig | ImpalaConfig)
     assert isinstance(network, ActorCritic)
@@ -70,6 +72,7 @@ def make_learner(config: RunConfig, threads: int) -> Learner:
 def make_replay_learner(config: RunConfig, threads: int) -> ReplayLearner:
     """A learner from a replay. Raises ``UserError`` where the device is not there."""
     assert isinstance(config.algo, ApexConfig)
+    machine.keep_freed_memory()
     network = make_network(config)
     assert isinstance(network, QNetwork)
     try:
