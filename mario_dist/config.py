@@ -144,8 +144,9 @@ class EvaluationConfig:
     """The evaluations during training, which choose the best checkpoint.
 
     every_steps: agent steps between them; 0 for none. Their lanes, seeds and no-op starts are their own.
-    clip: keep a video of the best episode of each evaluation that makes a new best checkpoint, in the run's
-    videos/; as many of them as ``checkpoint.keep`` says, and the best one as best.mp4.
+    clip: keep a video of the best episode of evaluations that make a new best checkpoint, in the run's
+    videos/; as many of them as ``checkpoint.keep`` says, and the best one as best.mp4. Training waits for
+    them, so while it goes on they are left out where they would take more than 3 % of its time.
     """
 
     every_steps: int = 100_000
@@ -304,8 +305,16 @@ def to_tree(config: RunConfig) -> dict[str, Any]:
 def load(path: Path, overrides: Iterable[str] = ()) -> RunConfig:
     """Read a YAML file and apply dotted overrides such as ``algo.gamma=0.95``.
 
-    Raises ``UserError`` where the file is missing, is not YAML or does not fit ``RunConfig``.
+    A file that begins with ``base: other.yaml`` says only what is different there, beside it on the disk.
+    Raises ``UserError`` where a file is missing, is not YAML or does not fit ``RunConfig``.
     """
+    return override(_read(path, ()), overrides)
+
+
+def _read(path: Path, above: tuple[Path, ...]) -> dict[str, Any]:
+    """The tree of a file, laid over its base's. ``above``: the files whose base it is."""
+    if path.resolve() in above:
+        raise UserError(f"{path} is its own base")
     try:
         tree = yaml.safe_load(path.read_text())
     except FileNotFoundError:
@@ -316,7 +325,22 @@ def load(path: Path, overrides: Iterable[str] = ()) -> RunConfig:
         raise UserError(f"{path} is not valid YAML: {' '.join(str(error).split())}") from error
     if not isinstance(tree, dict):
         raise UserError(f"{path} must hold keys and values, such as 'seed: 0'")
-    return override(tree, overrides)
+    base = tree.pop("base", None)
+    if base is None:
+        return tree
+    return _laid_over(_read(path.parent / str(base), (*above, path.resolve())), tree)
+
+
+def _laid_over(below: Mapping[str, Any], tree: Mapping[str, Any]) -> dict[str, Any]:
+    """``tree``, and what it does not say from ``below``; another algorithm's settings are not mixed in."""
+    merged = dict(below)
+    for key, value in tree.items():
+        under = merged.get(key)
+        if isinstance(value, Mapping) and isinstance(under, Mapping):
+            same = key != "algo" or value.get("name", _algo_name(under)) == _algo_name(under)
+            value = _laid_over(under, value) if same else value
+        merged[key] = value
+    return merged
 
 
 def override(tree: Mapping[str, Any], overrides: Iterable[str]) -> RunConfig:

@@ -8,7 +8,7 @@ from mario_dist.config import RunConfig
 from mario_dist.errors import UserError
 from mario_dist.replay import planned_bytes
 
-_LANES = 16
+_LANES = 32
 _MIN_LANES_PER_ACTOR = 8
 # Up to here one process with threads keeps all cores busy (the emulator releases the GIL) and is simplest.
 _LOCAL_CORES = 4

@@ -35,12 +35,14 @@ from mario_dist.report.progress import Progress
 from mario_dist.report.sinks import Sink, check_tracking, open_sinks
 from mario_dist.store import CheckpointKind, CheckpointRow, RunChanges, RunRow, RunStore, StoreWriter
 from mario_dist.system.collapse import Alarm, CollapseDetector
-from mario_dist.system.filming import clip_wanted, film_best
+from mario_dist.system.filming import clip_path, clip_wanted, film_best
 from mario_dist.system.topology import Counters, Iteration, Judge, Recovery
 from mario_dist.types import Arrays, EpisodeRecord, EvalReport, part
 
 _RECENT_EPISODES = 100
 _RATE_WINDOW = 10
+_FILM_SHARE = 0.03
+"""Of the run's time, what clips may take before its end: training waits for them."""
 _BUSY_EVERY_S = 0.5
 """The kernel counts hundredths of a second, at its leisure."""
 
@@ -95,6 +97,8 @@ class Session:
         self._wall_before_s = resumed.wall_s
         self._marks: deque[tuple[float, int]] = deque([(self._started_at, self._start_steps)], _RATE_WINDOW)
         self._paused_s = 0.0
+        self._filmed: Path | None = None
+        self._filmed_s = 0.0
         self._recent: deque[EpisodeRecord] = deque(maxlen=_RECENT_EPISODES)
         self._x_best: int | None = None
         self._restarts = 0
@@ -264,8 +268,19 @@ class Session:
         if kind == "final":
             self._tracker.artifacts(path, "checkpoints/final", FILES)
         self.note(f"checkpoint {path}{' (the best so far)' if best else ''}")
-        if best and clip_wanted(self._config):
-            self._paused_s += film_best(path, self._config.checkpoint.keep, self.note)
+        if evaluation is not None and clip_wanted(self._config):
+            self._film(last=last)
+
+    def _film(self, *, last: bool) -> None:
+        """The best checkpoint, once: where the run ends, or as soon as little time went into clips."""
+        best = best_checkpoint(self.checkpoints)
+        if best in (None, self._filmed) or clip_path(self.directory / "videos", best).exists():
+            return
+        if last or self._filmed_s <= _FILM_SHARE * self._wall_s():
+            self._filmed = best
+            seconds = film_best(best, self._config.checkpoint.keep, self.note)
+            self._filmed_s += seconds
+            self._paused_s += seconds
 
     def _cores_busy(self) -> dict[str, float]:
         """How many of this machine's cores were busy since the last time; empty where that was just now."""

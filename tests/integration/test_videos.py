@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 
 from mario_dist.checkpoint import best_checkpoint, list_checkpoints, load_checkpoint
+from mario_dist.cli.config import read_config
 from mario_dist.cli.main import main
 from mario_dist.config import RunConfig, parse
 from mario_dist.evaluation import best_played
@@ -29,6 +30,8 @@ TREE: dict[str, Any] = {
     "checkpoint": {"every_steps": 384},
     "evaluation": {"every_steps": 192, "episodes": 2, "seed": 1},  # whose episodes are short
 }
+# Of the default configuration, which baselines play.
+SKIP = read_config([]).env.frame_skip
 
 
 def config(**evaluation: Any) -> RunConfig:
@@ -75,7 +78,7 @@ def test_a_grid_with_overlay_through_the_command_line(tmp_path: Path, play: Call
     frames = decode(clip)
     assert first == f"{clip}: {len(frames)} frames"
     steps = [int(line.split(" after ")[1].split()[0]) for line in episodes]
-    assert len(frames) == max(steps) * 4 + 1
+    assert len(frames) == max(steps) * SKIP + 1
     # Two cells of 240 + 22 rows by 256 columns, enlarged twice, 2 pixels between them, and the footer.
     assert frames[0].shape == (2 * 2 * 262 + 2 + 24, 2 * 2 * 256 + 2, 3)
     assert frames[0][:480, :512].std() > 30, "the first picture shows the level"
@@ -90,11 +93,11 @@ def test_the_best_of_several_episodes_through_the_command_line(
     first, episode = play("baseline:random", "--best-of", "2", "--seed", "1", "--out", str(clip))
     frames = decode(clip)
     assert first == f"{clip}: {len(frames)} frames"
-    assert len(frames) == int(episode.split(" after ")[1].split()[0]) * 4
+    assert len(frames) == int(episode.split(" after ")[1].split()[0]) * SKIP
     assert frames[0].shape == (548, 512, 3)
 
 
-def test_each_new_best_evaluations_best_episode_is_in_videos(
+def test_the_best_evaluations_best_episode_is_in_videos(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     result = go(config(), tmp_path / "runs")
@@ -165,3 +168,17 @@ def test_what_cannot_be_shown_is_one_clear_line(
     (line,) = capsys.readouterr().err.splitlines()
     assert expected in line
     assert not clip.exists()
+
+
+def test_training_does_not_wait_for_clips_that_the_end_makes_old(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """No time for clips is left after the first one: then the last best is filmed at the end alone."""
+    monkeypatch.setattr("mario_dist.system.session._FILM_SHARE", 0.0)
+    result = go(config(every_steps=96), tmp_path / "runs")
+    said = capsys.readouterr().err
+    best = best_checkpoint(result.directory / "checkpoints")
+    assert best is not None
+    clips = sorted(path.name for path in (result.directory / "videos").glob("best-*.mp4"))
+    assert f"best-{best.name}.mp4" in clips
+    assert len(clips) <= 2 < said.count("evaluation at")

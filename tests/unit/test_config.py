@@ -4,6 +4,8 @@ from pathlib import Path
 
 import pytest
 
+from mario_dist.algos.apex import ApexConfig
+from mario_dist.algos.ppo import PPOConfig
 from mario_dist.config import RunConfig, dump, load, override, parse
 from mario_dist.errors import UserError
 
@@ -110,3 +112,37 @@ def test_unreadable_files_are_one_line(tmp_path: Path) -> None:
 
 def test_the_default_tree_is_valid() -> None:
     assert parse({}) == RunConfig()
+
+
+def test_a_file_says_only_what_is_different_from_its_base(tmp_path: Path) -> None:
+    (tmp_path / "base.yaml").write_text(
+        "name: base\nseed: 3\nenv: {levels: ['1-1'], rewind: 0.5}\nalgo: {lr: [1, 1]}\n"
+    )
+    (tmp_path / "levels").mkdir()
+    path = tmp_path / "levels" / "1-2.yaml"
+    path.write_text("base: ../base.yaml\nname: two\nenv: {levels: ['1-2']}\nalgo: {gamma: 0.5}\n")
+    config = load(path, ["env.sticky=0.1"])
+    assert (config.name, config.seed) == ("two", 3)
+    assert (config.env.levels, config.env.rewind, config.env.sticky) == (("1-2",), 0.5, 0.1)
+    assert isinstance(config.algo, PPOConfig)
+    assert (config.algo.gamma, config.algo.lr) == (0.5, (1.0, 1.0))
+    assert "base:" not in dump(config)
+    path.write_text("base: ../base.yaml\nalgo: {name: apex}\n")
+    apex = load(path)
+    assert apex.algo == ApexConfig(), "PPO's settings are no Ape-X's"
+    assert apex.env.rewind == 0.5
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        ("base: nowhere.yaml", "there is no configuration file"),
+        ("base: it.yaml", "it.yaml is its own base"),
+        ("base: [1]", "there is no configuration file"),
+    ],
+)
+def test_a_base_that_is_none_is_refused(text: str, expected: str, tmp_path: Path) -> None:
+    path = tmp_path / "it.yaml"
+    path.write_text(text)
+    with pytest.raises(UserError, match=expected):
+        load(path)

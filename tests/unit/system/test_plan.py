@@ -9,7 +9,7 @@ from mario_dist.system.plan import check_replay, make_plan, reserved_cores, shar
 
 def test_a_small_machine_trains_in_one_process() -> None:
     plan = make_plan(RunConfig(), cores=2, gpu=False)
-    assert (plan.driver, plan.actors, plan.lanes) == ("local", 1, 16)
+    assert (plan.driver, plan.actors, plan.lanes) == ("local", 1, 32)
     assert (plan.env_threads, plan.actor_torch_threads, plan.learner_threads) == (2, 1, 2)
 
 
