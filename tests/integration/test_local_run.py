@@ -13,7 +13,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from mario_dist.checkpoint import TrainState, list_checkpoints, load_checkpoint
+from mario_dist.checkpoint import TrainState, best_checkpoint, list_checkpoints, load_checkpoint
 from mario_dist.config import RunConfig, dump, parse
 from mario_dist.registry import default_tracking_uri
 from mario_dist.store import RunStore
@@ -225,3 +225,33 @@ def test_kill_9_loses_at_most_what_came_after_the_last_checkpoint(
     assert set(keys.values()) == {1}
     assert len(rows) == final.meta["counters"]["episodes"]
     assert sum(r["length"] for r in rows) <= resumed.agent_steps
+
+
+def test_a_run_that_reached_its_goal_is_finished_and_keeps_what_reached_it(
+    tmp_path: Path, probe_config: Callable[..., RunConfig], capsys: pytest.CaptureFixture[str]
+) -> None:
+    config = probe_config(
+        seed=1,
+        total_steps=60_000,
+        algo={"lr": [3e-3, 3e-3], "epochs": 4},
+        rollout={"lanes": 8, "unroll_length": 32},
+        checkpoint={"every_steps": 10_000},
+        evaluation={"every_steps": 512, "episodes": 5},
+        stop={"clear_rate": 0.95, "episodes": 40},
+    )
+    result = go(config, tmp_path / "runs")
+    assert (result.outcome, result.best is not None) == ("finished", True)
+    assert result.agent_steps < 60_000
+    best, last = best_checkpoint(result.directory / "checkpoints"), newest(result)
+    assert best is not None
+    assert load_checkpoint(best).meta["counters"] == last.meta["counters"]
+    evaluation = last.meta["evaluation"]
+    assert (evaluation["episodes"], evaluation["protocol"]["seed"]) == (40, config.stop.seed)
+    assert evaluation["clear_rate"] >= 0.95
+    with RunStore(f"sqlite:///{tmp_path}/runs/mario.db") as store:
+        row = store.get_run(result.run_id)
+        told = {m["name"]: m["value"] for m in store.metrics(result.run_id, ["stop/clear_rate"])}
+    assert (row.status, row.agent_steps) == ("finished", result.agent_steps)
+    assert told["stop/clear_rate"] == evaluation["clear_rate"]
+    said = capsys.readouterr().err
+    assert "that was jitter-30, of which 95% is to be cleared: the run ends with this checkpoint" in said
