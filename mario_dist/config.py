@@ -87,7 +87,8 @@ class LearnerConfig:
     """Where and how the learner computes.
 
     device: auto takes CUDA, then MPS, then the CPU. threads: PyTorch's CPU threads, 0 for the machine's.
-    precision: auto is bfloat16 on CUDA devices that support it, float32 elsewhere.
+    precision: of the torso. auto is bfloat16 where the device computes in it (CUDA devices that support it,
+    CPUs with AVX512-BF16 or AMX) and float32 elsewhere.
     compile: torch.compile the network's forward and backward (worth it on GPUs).
     """
 

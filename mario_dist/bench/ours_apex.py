@@ -42,7 +42,7 @@ def run_config(settings: DQNSettings) -> RunConfig:
         rollout=RolloutConfig(actors=1, lanes=settings.n_envs, unroll_length=settings.n_steps),
         # One process, whatever the machine: the peers have this many emulators too.
         system=SystemConfig(driver="local"),
-        learner=LearnerConfig(device=settings.device, threads=settings.torch_threads),
+        learner=LearnerConfig(device=settings.device, threads=settings.torch_threads, precision="float32"),
         checkpoint=CheckpointConfig(every_steps=10**9),
         evaluation=EvaluationConfig(every_steps=0),
     )

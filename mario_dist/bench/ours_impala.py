@@ -76,7 +76,7 @@ def run_config(settings: ImpalaSettings) -> RunConfig:
         ),
         rollout=RolloutConfig(actors=actors, lanes=settings.n_envs // actors, unroll_length=settings.n_steps),
         system=SystemConfig(driver=_DRIVER),
-        learner=LearnerConfig(device=settings.device, threads=settings.torch_threads),
+        learner=LearnerConfig(device=settings.device, threads=settings.torch_threads, precision="float32"),
         checkpoint=CheckpointConfig(every_steps=10**9),
         evaluation=EvaluationConfig(every_steps=0),
     )

@@ -33,8 +33,9 @@ class ActorCritic(nn.Module):
         self.value = orthogonal(nn.Linear(config.hidden, 1), gain=1.0)
 
     def forward(self, stack_BKHW: Tensor) -> NetOut:
-        features = self.torso(scaled(stack_BKHW))
-        return NetOut(self.policy(features).float(), self.value(features).float().squeeze(-1))
+        features = self.torso(scaled(stack_BKHW)).float()
+        with _full_precision(features):
+            return NetOut(self.policy(features), self.value(features).squeeze(-1))
 
 
 class QNetwork(nn.Module):
@@ -56,10 +57,11 @@ class QNetwork(nn.Module):
             self.value = None
 
     def forward(self, stack_BKHW: Tensor) -> NetOut:
-        features = self.torso(scaled(stack_BKHW))
-        q_BA = self.advantage(features).float()
-        if self.value is not None:
-            q_BA = self.value(features).float() + q_BA - q_BA.mean(-1, keepdim=True)
+        features = self.torso(scaled(stack_BKHW)).float()
+        with _full_precision(features):
+            q_BA = self.advantage(features)
+            if self.value is not None:
+                q_BA = self.value(features) + q_BA - q_BA.mean(-1, keepdim=True)
         return NetOut(q_BA, q_BA.max(-1).values)
 
 
@@ -106,6 +108,11 @@ def scaled(stack_BKHW: Tensor) -> Tensor:
     if stack_BKHW.dtype != torch.uint8:
         return stack_BKHW
     return stack_BKHW.to(dtype=torch.float32, memory_format=torch.channels_last) * (1.0 / 255.0)
+
+
+def _full_precision(features: Tensor) -> torch.autocast:
+    """For heads, whatever the torso was computed in: in bfloat16, values of 16 would be 0.06 apart."""
+    return torch.autocast(features.device.type, enabled=False)
 
 
 def _stream(features: int, outputs: int) -> nn.Sequential:

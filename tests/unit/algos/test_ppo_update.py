@@ -166,6 +166,7 @@ def update_both(
         optimiser=OptimiserConfig(config.lr, config.adam_eps, config.max_grad_norm),
         seed=SEED,
         device="cpu",
+        precision="float32",
     )
     report = learner.step([unroll], progress=0.3)
     orders = our_orders(config)

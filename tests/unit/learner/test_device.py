@@ -47,7 +47,27 @@ def test_precision_on_the_cpu() -> None:
     cpu = torch.device("cpu")
     assert product_dtype(cpu, "float32") == torch.float32
     assert product_dtype(cpu, "bfloat16") == torch.bfloat16
-    assert product_dtype(cpu, "auto") == torch.float32
+
+
+@pytest.mark.parametrize(
+    ("can", "expected"),
+    [
+        ({"avx512_f": True}, torch.float32),
+        ({"avx512_bf16": True}, torch.bfloat16),
+        ({"amx_bf16": True}, torch.bfloat16),
+        ({"avx512_bf16": False, "amx_bf16": False}, torch.float32),
+    ],
+)
+def test_auto_is_bfloat16_on_cpus_that_have_it(
+    can: dict[str, bool], expected: torch.dtype, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: can)
+    assert product_dtype(torch.device("cpu"), "auto") == expected
+
+
+def test_auto_is_float32_on_the_cpu_of_a_pytorch_that_cannot_say(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delattr(torch.cpu, "get_capabilities")
+    assert product_dtype(torch.device("cpu"), "auto") == torch.float32
 
 
 @pytest.mark.parametrize(("bf16", "expected"), [(True, True), (False, False)])
