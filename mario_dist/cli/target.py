@@ -55,6 +55,14 @@ def find_checkpoint(target: str) -> Path:
     return found
 
 
+def read_state(target: str) -> TrainState:
+    """What is in the checkpoint of a TARGET. Raises ``UserError`` where it can't be found or read."""
+    try:
+        return load_checkpoint(find_checkpoint(target).resolve())
+    except CheckpointError as error:
+        raise UserError(str(error)) from error
+
+
 _CERTAIN = 1e4
 """A logit beside zeros that no sample misses."""
 
@@ -84,11 +92,7 @@ def load_policy(target: str, rom: Path | None = None) -> Policy:
         return Policy(network.eval(), _here(config, rom), target)
     if target.startswith("baseline:"):
         raise UserError(f"there is no {target}; baselines are {' and '.join(BASELINES)}")
-    path = find_checkpoint(target).resolve()
-    try:
-        state = load_checkpoint(path)
-    except CheckpointError as error:
-        raise UserError(str(error)) from error
+    path, state = find_checkpoint(target).resolve(), read_state(target)
     config = configuration.parse(state.meta["config"])
     network = make_network(config)
     check_network(network, state)

@@ -23,6 +23,9 @@ def train_command(
         str | None,
         typer.Option(metavar="RUN", help="Go on with a run: its id, 'latest', or one of its checkpoints."),
     ] = None,
+    init: Annotated[
+        str | None, typer.Option(metavar="TARGET", help="Begin with the network of a checkpoint or zoo:1-1.")
+    ] = None,
     address: Annotated[
         str | None,
         typer.Option(metavar="auto|local|HOST", help="Train on Ray: join a cluster, or start Ray here."),
@@ -35,7 +38,7 @@ def train_command(
     Example: mario-dist train configs/ppo-1-1.yaml total_steps=500000 algo.gamma=0.95
     """
     from mario_dist.cli.config import read_config
-    from mario_dist.cli.target import resume_state
+    from mario_dist.cli.target import read_state, resume_state
     from mario_dist.registry import default_tracking_uri
     from mario_dist.store import default_url
     from mario_dist.system.run import resume_config, run_training
@@ -44,6 +47,8 @@ def train_command(
         arguments = [*(arguments or []), f"env.rom={json.dumps(str(rom))}"]
     state, checkpoint = None, None
     if resume is not None:
+        if init is not None:
+            raise UserError("--resume goes on with the run's own network; leave out --init")
         if arguments and "=" not in arguments[0]:
             raise UserError("--resume takes the run's own configuration; give only key=value overrides")
         state, checkpoint = resume_state(resume)
@@ -58,6 +63,7 @@ def train_command(
         address=address,
         resume=state,
         resumed_from=checkpoint,
+        init=None if init is None else read_state(init),
     )
     if as_json:
         print(json.dumps({**dataclasses.asdict(result), "directory": str(result.directory)}))

@@ -22,6 +22,7 @@ MAX_LANES = 16
 _BLOCK = 50
 FRAMES_PER_S = 60.0988
 """Of an NTSC NES."""
+_FRAMES_A_STEP = 4
 PLACE_PIXELS = 100
 """The width of the places where a report says that Mario died."""
 
@@ -32,7 +33,8 @@ class EvalProtocol:
 
     noop_max: random no-op frames at the start, 0 to this many. greedy: take the likeliest action instead of
     sampling. sticky: the chance that an action repeats the one before. max_steps, stall_steps: as in
-    ``EnvConfig``, in agent steps; with them a policy is judged alike whatever it was trained with.
+    ``EnvConfig``, but always in steps of 4 emulator frames, so that a policy is judged alike whatever it was
+    trained with and however long its own steps are.
     """
 
     levels: tuple[str, ...]
@@ -164,8 +166,8 @@ class BlockPlayer:
             noop_max=protocol.noop_max,
             rewind=0.0,
             sticky=protocol.sticky,
-            max_steps=protocol.max_steps,
-            stall_steps=protocol.stall_steps,
+            max_steps=_own_steps(protocol.max_steps, env.frame_skip),
+            stall_steps=_own_steps(protocol.stall_steps, env.frame_skip),
         )
         self.env = make_env(config, self.lanes, seed, on_frame=on_frame)
         self.player = Player(network, self.env, seed=player_seed, greedy=protocol.greedy)
@@ -184,6 +186,11 @@ class BlockPlayer:
                     begun += 1
         finally:
             self.env.close()
+
+
+def _own_steps(steps: int, frame_skip: int) -> int:
+    """As long in steps of ``frame_skip`` frames, rounded up; 0, which is none, stays."""
+    return -(-steps * _FRAMES_A_STEP // frame_skip)
 
 
 def summarise(

@@ -62,10 +62,12 @@ def run_training(
     address: str | None = None,
     resume: TrainState | None = None,
     resumed_from: Path | None = None,
+    init: TrainState | None = None,
 ) -> RunResult:
     """Train as ``config`` says, in a new run under ``runs`` or on from ``resume``, which was read from the
     checkpoint ``resumed_from``, in that run's directory.
 
+    init: a checkpoint with whose network a new run begins; all else is its own.
     address: "local" for Ray on this machine, "auto" or a host for a cluster that runs, None for the plan's
     choice. Raises ``UserError`` for what the user can mend, before anything of the run exists.
     """
@@ -73,8 +75,9 @@ def run_training(
         raise UserError("--address is for Ray, and this configuration says system.driver: local")
     config = _settle_emulator(config, None if resume is None else _env_before(resume))
     network = make_network(config)
-    if resume is not None:
-        check_network(network, resume)
+    for state in (resume, init):
+        if state is not None:
+            check_network(network, state)
     run_id = str(resume.meta["run_id"]) if resume is not None else new_run_id(config.name)
     resumed = None if resume is None else _resumed(resume)
     if resumed is not None and resumed.counters.agent_steps >= config.total_steps:
@@ -92,7 +95,7 @@ def run_training(
                 runs / run_id if resumed_from is None else resumed_from.resolve().parents[1],
                 store_url=store_url,
                 tracking_uri=tracking_uri,
-                details={"plan": dataclasses.asdict(plan)},
+                details={"plan": dataclasses.asdict(plan), **({} if init is None else {"init": _name(init)})},
                 resumed=resumed,
             )
         )
@@ -103,12 +106,14 @@ def run_training(
             f"{plan.driver} driver: {plan.actors} actor(s) x {plan.lanes} lanes,"
             f" {plan.env_threads} emulation thread(s) each, {plan.learner_threads} learner thread(s)"
         )
+        if init is not None:
+            session.note(f"begins with the network of {_name(init)}")
         if resume is not None and plan.shards and replay is None:
             session.note(
                 f"no replay to go on with: {config.replay.min_size:,} transitions come in before learning"
                 " goes on (replay.checkpoint=true keeps it in checkpoints)"
             )
-        outcome = _drive(config, plan, gpu, session, request, resume, resumed, replay)
+        outcome = _drive(config, plan, gpu, session, request, resume, resumed, replay, init)
         session.finished = outcome == "finished"
     return RunResult(
         run_id, outcome, session.counters.agent_steps, session.directory, session.best, session.alarm
@@ -140,8 +145,19 @@ def check_network(network: torch.nn.Module, state: TrainState) -> None:
     try:
         set_weights(network, network_arrays(part(state.arrays, "learner.")))
     except ValueError as error:
-        where = f"{state.meta['run_id']} at {state.meta['counters']['agent_steps']:,} steps"
-        raise UserError(f"the checkpoint of {where} does not fit this configuration: {error}") from error
+        raise UserError(
+            f"the checkpoint of {_name(state)} does not fit this configuration: {error}"
+        ) from error
+
+
+def _beginning(init: TrainState) -> Arrays:
+    """A learner's state that has the network of ``init``, for a target network too, and nothing else."""
+    network = network_arrays(part(init.arrays, "learner."))
+    return {f"{role}.{name}": array for role in ("network", "target") for name, array in network.items()}
+
+
+def _name(state: TrainState) -> str:
+    return f"{state.meta['run_id']} at {state.meta['counters']['agent_steps']:,} steps"
 
 
 def worker_states(state: TrainState) -> list[Arrays]:
@@ -208,6 +224,7 @@ def _drive(
     resume: TrainState | None,
     resumed: Resumed | None,
     replay: Path | None,
+    init: TrainState | None,
 ) -> Outcome:
     """Build the plan's driver and run the topology on it."""
     counters = resumed.counters if resumed is not None else Counters()
@@ -225,6 +242,9 @@ def _drive(
         driver = _Driver(config, plan, gpu, stack)
         rollouts = driver.rollouts(states, incarnation)
         learner, feed = driver.learner(learner_state, replay, session.note)
+        if init is not None:
+            learner.recover(_beginning(init), 1.0)
+            version += 1
         return train(
             rollouts,
             learner,

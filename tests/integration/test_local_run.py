@@ -14,10 +14,12 @@ import numpy as np
 import pytest
 
 from mario_dist.checkpoint import TrainState, best_checkpoint, list_checkpoints, load_checkpoint
-from mario_dist.config import RunConfig, dump, parse
+from mario_dist.config import RunConfig, dump, override, parse, to_tree
+from mario_dist.errors import UserError
 from mario_dist.registry import default_tracking_uri
 from mario_dist.store import RunStore
 from mario_dist.system.run import RunResult, run_training
+from mario_dist.zoo import half_precision
 
 MARIO = parse(
     {
@@ -35,7 +37,9 @@ MARIO = parse(
 )
 
 
-def go(config: RunConfig, runs: Path, resume: TrainState | None = None) -> RunResult:
+def go(
+    config: RunConfig, runs: Path, resume: TrainState | None = None, init: TrainState | None = None
+) -> RunResult:
     runs.mkdir(exist_ok=True)
     return run_training(
         config,
@@ -43,6 +47,7 @@ def go(config: RunConfig, runs: Path, resume: TrainState | None = None) -> RunRe
         store_url=f"sqlite:///{runs}/mario.db",
         tracking_uri=f"sqlite:///{runs}/mlflow.db",
         resume=resume,
+        init=init,
     )
 
 
@@ -255,3 +260,36 @@ def test_a_run_that_reached_its_goal_is_finished_and_keeps_what_reached_it(
     assert told["stop/clear_rate"] == evaluation["clear_rate"]
     said = capsys.readouterr().err
     assert "that was jitter-30, of which 95% is to be cleared: the run ends with this checkpoint" in said
+
+
+@pytest.mark.parametrize("algo", ["ppo", "apex"])
+def test_a_run_may_begin_with_anothers_network(
+    algo: str,
+    tmp_path: Path,
+    probe_config: Callable[..., RunConfig],
+    apex_config: Callable[..., RunConfig],
+) -> None:
+    config = {"ppo": probe_config, "apex": apex_config}[algo]()
+    first = newest(go(config, tmp_path / "runs"))
+    still = override(to_tree(config), ["algo.lr=[0, 0]", "seed=9"])
+    second = newest(go(still, tmp_path / "runs", init=half_precision(first)))
+    own = newest(go(still, tmp_path / "runs"))
+    assert second.meta["run_id"] != first.meta["run_id"]
+    for name in [name for name in first.arrays if name.startswith("learner.network.")]:
+        assert second.arrays[name].dtype == np.float32
+        np.testing.assert_allclose(second.arrays[name], first.arrays[name], atol=1e-3)
+        if algo == "apex":
+            target = name.replace("network", "target")
+            np.testing.assert_array_equal(second.arrays[target], second.arrays[name])
+    assert any((own.arrays[name] != second.arrays[name]).any() for name in own.arrays if "network" in name)
+    assert second.meta["counters"]["agent_steps"] == config.total_steps
+
+
+def test_a_network_that_does_not_fit_is_refused_before_anything_is_there(
+    tmp_path: Path, probe_config: Callable[..., RunConfig]
+) -> None:
+    first = newest(go(probe_config(), tmp_path / "runs"))
+    other = probe_config(network={"torso": "mlp", "hidden": 16})
+    with pytest.raises(UserError, match="does not fit this configuration"):
+        go(other, tmp_path / "others", init=first)
+    assert not list((tmp_path / "others").iterdir())

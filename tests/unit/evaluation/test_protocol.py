@@ -320,3 +320,25 @@ def test_reports_rank_by_clear_rate_then_by_distance() -> None:
 
     far, near, cleared = an_episode(0, 300, False), an_episode(0, 30, False), an_episode(0, 1, True)
     assert rank(cleared, near) > rank(far, far) > rank(far, near)
+
+
+@pytest.mark.parametrize(("frame_skip", "steps"), [(1, 48), (4, 12), (8, 6), (5, 10), (48, 1)])
+def test_limits_are_as_long_in_the_game_whatever_a_policys_step_is(
+    network: ActorCritic, frame_skip: int, steps: int
+) -> None:
+    """12 steps of 4 frames; nobody reaches the corridor's end, and two wrong answers are no death yet."""
+    env = dataclasses.replace(PROBE, frame_skip=frame_skip)
+    report = evaluate(network, env, PROTOCOL)
+    lengths = [
+        length
+        for end, length in zip(
+            report.per_level["probe"]["played"]["end"],  # type: ignore[index]
+            report.per_level["probe"]["played"]["agent_steps"],  # type: ignore[index]
+            strict=True,
+        )
+        if end == "truncated"
+    ]
+    assert max(lengths, default=steps) == steps
+    assert report.protocol["max_steps"] == 12
+    endless = dataclasses.replace(PROTOCOL, max_steps=0)
+    assert evaluate(network, env, endless).ends.get("truncated", 0) == 0
