@@ -63,19 +63,26 @@ def _train(config: RunConfig, seed: int, every_steps: int, episodes: int, where:
         raise KeyboardInterrupt
     with RunStore(where.store_url) as store:
         metrics, told = store.metrics(result.run_id), store.episodes(result.run_id)
-    return {"seed": seed, "run": result.run_id, "protocol": config.stop.protocol, **read_run(metrics, told)}
+    found = read_run(metrics, told, config.stop.clear_rate)
+    return {"seed": seed, "run": result.run_id, "protocol": config.stop.protocol, **found}
 
 
-def read_run(metrics: Sequence[MetricRow], episodes: Sequence[EpisodeRow]) -> dict[str, Any]:
+def read_run(
+    metrics: Sequence[MetricRow], episodes: Sequence[EpisodeRow], goal: float | None
+) -> dict[str, Any]:
     """What a finished run's rows say of its way to the flag.
 
+    marks: [agent steps, seconds of training] of the first flag in training, of the first evaluation at each
+    of ``MARKS``, and of the run's own end where it was by ``goal``, its ``stop.clear_rate``; null for never.
     curve: [agent steps, seconds of training, clear rate, mean x] of each evaluation, the seconds without
     those of evaluations.
     """
     at: dict[int, dict[str, float]] = {}
     for row in metrics:
-        at.setdefault(row["agent_steps"], {})[row["name"]] = row["value"]
-        at[row["agent_steps"]]["wall_s"] = row["wall_s"]
+        values = at.setdefault(row["agent_steps"], {"wall_s": 0.0})
+        values[row["name"]] = row["value"]
+        # Evaluations are told after the training's own metrics of that step: when they were done.
+        values["wall_s"] = max(values["wall_s"], row["wall_s"])
     judged_s = 0.0
     seconds: dict[int, float] = {}
     curve: list[tuple[int, float, float, float]] = []
@@ -91,6 +98,11 @@ def read_run(metrics: Sequence[MetricRow], episodes: Sequence[EpisodeRow]) -> di
     }
     for mark in MARKS:
         marks[f"{mark:.0%}"] = next(((steps, s) for steps, s, rate, _ in curve if rate >= mark), None)
+    ends = (
+        steps for steps, values in sorted(at.items()) if goal and values.get("stop/clear_rate", 0.0) >= goal
+    )
+    end = next(ends, None)
+    marks["end by stop"] = None if end is None else (end, seconds[end])
     return {
         "agent_steps": last,
         "train_s": seconds[last],

@@ -29,15 +29,25 @@ def episode(steps: int, flag: bool) -> EpisodeRow:
 def test_the_time_of_evaluations_is_not_the_trainings() -> None:
     metrics = [
         *metric(100, 10.0, loss=1.0),
-        *metric(200, 25.0, loss=1.0, eval__clear_rate=0.4, eval__x_pos_mean=900.0, eval__seconds=5.0),
+        *metric(200, 25.0, eval__clear_rate=0.4, eval__x_pos_mean=900.0, eval__seconds=5.0),
+        *metric(200, 20.0, x_pos_mean=900.0),
         *metric(300, 35.0, loss=1.0),
         *metric(400, 60.0, eval__clear_rate=0.96, eval__x_pos_mean=3000.0, eval__seconds=6.0),
         *metric(400, 68.0, stop__clear_rate=0.97, stop__x_pos_mean=3000.0, stop__seconds=8.0),
         *metric(500, 80.0, loss=1.0),
     ]
-    found = read_run(metrics, [episode(100, False), episode(250, True), episode(300, True)])
+    told = [episode(100, False), episode(250, True), episode(300, True)]
+    found = read_run(metrics, told, 0.97)
     assert found["curve"] == [(200, 20.0, 0.4, 900.0), (400, 49.0, 0.96, 3000.0)]
-    assert found["marks"] == {"first flag": (250, 30.0), "50%": (400, 49.0), "95%": (400, 49.0), "99%": None}
+    assert found["marks"] == {
+        "first flag": (250, 30.0),
+        "50%": (400, 49.0),
+        "95%": (400, 49.0),
+        "99%": None,
+        "end by stop": (400, 49.0),
+    }
+    for goal in (0.98, None):
+        assert read_run(metrics, told, goal)["marks"]["end by stop"] is None
     assert found["evaluation_s"] == 19.0
     assert found["agent_steps"] == 500
     assert found["train_s"] == 61.0
