@@ -19,7 +19,7 @@ from mario_dist.nets import set_weights
 from mario_dist.store import RunStore, default_url
 from mario_dist.system.build import make_network
 from mario_dist.types import part
-from mario_dist.zoo import add_to_zoo, half_precision
+from mario_dist.zoo import add_to_zoo, half_precision, zoo_entry, zoo_names
 
 
 def main() -> None:
@@ -28,6 +28,7 @@ def main() -> None:
     parser.add_argument("--name", help="by default the levels that it was trained on")
     parser.add_argument("--seed", type=int, default=4242)
     parser.add_argument("--episodes", type=int, default=100)
+    parser.add_argument("--if-better", action="store_true", help="leave a better one where it is")
     arguments = parser.parse_args()
 
     state = half_precision(load_checkpoint(find_checkpoint(arguments.run)))
@@ -42,11 +43,16 @@ def main() -> None:
     with RunStore(default_url()) as store:
         run = store.get_run(str(state.meta["run_id"]))
     origin = {"machine": run.machine.get("cpu"), "cores": run.machine.get("cores"), "git": run.git_commit}
-    path = add_to_zoo(
-        arguments.name or ",".join(config.env.levels), state, dataclasses.asdict(report), origin
-    )
+    name = arguments.name or ",".join(config.env.levels)
+    said = f"{report.clear_rate:.0%} of {report.episodes} cleared, mean x {report.x_pos['mean']:.0f}"
+    if arguments.if_better and name in zoo_names():
+        before = zoo_entry(name)["evaluation"]
+        if report.rank <= (before["clear_rate"], before["x_pos"]["mean"]):
+            print(f"zoo:{name} stays: {said}, and it has {before['clear_rate']:.0%}")
+            return
+    path = add_to_zoo(name, state, dataclasses.asdict(report), origin)
     size = sum(file.stat().st_size for file in path.iterdir())
-    print(f"{path}: {report.clear_rate:.0%} of {report.episodes} cleared, {size / 2**20:.2f} MiB")
+    print(f"{path}: {said}, {size / 2**20:.2f} MiB")
 
 
 if __name__ == "__main__":
