@@ -29,7 +29,7 @@ PROBE: dict[str, Any] = {
     "network": {"torso": "mlp", "hidden": 32},
     "algo": {"epochs": 2, "minibatch": 64, "gamma": 0.9},
     "rollout": {"actors": 1, "lanes": 4, "unroll_length": 16},
-    "learner": {"device": "cpu", "threads": 1},
+    "learner": {"device": "cpu", "threads": 1, "precision": "float32"},
     "system": {"driver": "local"},
     "checkpoint": {"every_steps": 128},
     "evaluation": {"every_steps": 0},
