@@ -36,8 +36,8 @@ def to_the_end(env: MarioVectorEnv, action: int, limit: int = 200) -> tuple[Epis
 
 
 def test_death_by_the_first_goomba() -> None:
-    env = mario()
     began = time.monotonic()
+    env = mario()  # its first episode begins in there
     episode, step, rewards = to_the_end(env, RIGHT)
     assert episode.end == "death"
     assert step.terminated_N[0]
