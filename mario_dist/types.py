@@ -30,8 +30,9 @@ def part(arrays: Arrays, prefix: str) -> Arrays:
     return {k.removeprefix(prefix): v for k, v in arrays.items() if k.startswith(prefix)}
 
 
-EpisodeEnd = Literal["flag", "death", "time", "stall", "truncated"]
-"""How an episode ended. Only ``truncated`` (the step limit) bootstraps; the others are terminal."""
+EpisodeEnd = Literal["flag", "death", "time", "stall", "loop", "truncated"]
+"""How an episode ended; ``loop`` is a wrong path in a maze. Only ``truncated`` (the step limit) bootstraps; the
+others are terminal."""
 
 
 @dataclass(frozen=True, slots=True)

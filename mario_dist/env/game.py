@@ -22,6 +22,8 @@ _LEFT_EDGE_ENTRY, _ENTRY = 0, 7
 _END_OF_WORLD = 2
 # Mario runs at most 3 pixels a frame: a larger change between two looks is another place, not a run.
 _JUMP_PIXELS = 64
+# A maze sets Mario back by four pages.
+_LOOP_PIXELS = 512
 
 # The RAM that is read, in the order of the columns that `decode` works on.
 _ADDRESSES = np.array(
@@ -81,6 +83,14 @@ class GameState:
     def x_pos(self) -> I32:
         return self.x_raw + self.x_offset
 
+    def looped(self, previous: "GameState") -> Bool:
+        """In which lanes a maze set Mario back since ``previous``, a state of the same episodes: bool [N].
+
+        Nothing else does: he runs 3 pixels a frame, and ``x_pos`` is rebased where he changes the area.
+        """
+        looped: Bool = self.x_pos < previous.x_pos - _LOOP_PIXELS
+        return looped
+
     def set_lanes(self, lanes: NDArray[np.int64], other: "GameState") -> None:
         """Overwrite these lanes, in place, with the rows of ``other``."""
         for field in dataclasses.fields(self):
@@ -116,6 +126,8 @@ def decode(ram_NR: U8, previous: GameState | None = None) -> GameState:
     # Columns as rows: each one is contiguous.
     ram_CN = ram_NR[:, _ADDRESSES].astype(np.int32).T.copy()
     x_raw, score, coins, time = _NUMBER_WEIGHTS.T @ ram_CN[_NUMBERS]
+    # A maze that sets Mario back by more than he came takes the page below zero.
+    x_raw = x_raw.astype(np.int16).astype(np.int32)
     enemy_EN = ram_CN[_ENEMIES]
     player_state, y_page, cloud, world, stage, area, life, power, mode, float_state = ram_CN[_OTHERS]
     if previous is None:

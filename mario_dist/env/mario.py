@@ -15,8 +15,8 @@ from mario_dist.env.starts import level_start
 from mario_dist.env.vector import EpisodeClock, generator_state, lane_generators, restore_generator
 from mario_dist.types import I32, I64, U8, Arrays, EnvSpec, EnvStep, Episode, EpisodeEnd, part
 
-_ENDS: tuple[EpisodeEnd, ...] = ("flag", "time", "death", "stall", "truncated")
-_FLAG, _TIME, _DEATH, _STALL, _TRUNCATED = range(len(_ENDS))
+_ENDS: tuple[EpisodeEnd, ...] = ("flag", "time", "death", "loop", "stall", "truncated")
+_FLAG, _TIME, _DEATH, _LOOP, _STALL, _TRUNCATED = range(len(_ENDS))
 _GOES_ON = -1
 
 FrameCallback = Callable[[int, Emulator], None]
@@ -103,7 +103,7 @@ class MarioVectorEnv:
         reward_N = self._reward(self._state, state)
         self._clock.tick(reward_N)
         self._best_at_N = np.where(state.x_best > self._state.x_best, self._clock.length_N, self._best_at_N)
-        end_N = self._ends(state)
+        end_N = self._ends(self._state, state)
         final_lane_F = np.flatnonzero(end_N != _GOES_ON)
         truncated_N = end_N == _TRUNCATED
         terminated_N = (end_N != _GOES_ON) & ~truncated_N
@@ -211,7 +211,7 @@ class MarioVectorEnv:
     def _run(self, lane_M: NDArray[np.int64], joypad_M: U8, frames_M: NDArray[np.int64]) -> None:
         self._lanes.run(lane_M, joypad_M, frames_M, self._ram_NR, self._frame_NHW)
 
-    def _ends(self, state: GameState) -> NDArray[np.int64]:
+    def _ends(self, previous: GameState, state: GameState) -> NDArray[np.int64]:
         """How the episode of each lane ended in this step, an index of ``_ENDS``: the first that applies."""
         length, config = self._clock.length_N, self._config
         end_N = np.full(self.n_lanes, _GOES_ON)
@@ -219,6 +219,8 @@ class MarioVectorEnv:
             end_N[length >= config.max_steps] = _TRUNCATED
         if config.stall_steps:
             end_N[length - self._best_at_N >= config.stall_steps] = _STALL
+        if config.end_on_loop:
+            end_N[state.looped(previous)] = _LOOP
         end_N[state.dying] = _DEATH
         end_N[state.dying & (state.time == 0)] = _TIME
         end_N[state.flag] = _FLAG

@@ -1,13 +1,14 @@
 """How episodes of the real game end, and what their records say."""
 
 import time
+from collections.abc import Iterator
 
 import numpy as np
 import pytest
 
 from mario_dist.env import EnvConfig, MarioVectorEnv
 from mario_dist.env.game import decode
-from mario_dist.types import EnvStep, Episode
+from mario_dist.types import I32, EnvStep, Episode
 
 NOOP, RIGHT = 0, 1
 
@@ -99,6 +100,42 @@ def test_a_stall_is_counted_from_the_episodes_start() -> None:
     assert to_the_end(env, RIGHT)[0].end == "death"
     episode, _, _ = to_the_end(env, NOOP)
     assert (episode.end, episode.length) == ("stall", 6)
+    env.close()
+
+
+def test_the_wrong_path_of_a_maze() -> None:
+    """4-4 played at random, going on where Mario dies, until it sends him back by 1,024 pixels."""
+    settings = {"levels": ("4-4",), "frame_skip": 8, "frame_size": (64, 64), "rewind": 0.9}
+
+    def played(**changes: bool) -> Iterator[tuple[I32, EnvStep]]:
+        """How far each lane went, and what the step said."""
+        env = MarioVectorEnv(EnvConfig(**settings, **changes), 16, (3,))  # type: ignore[arg-type]
+        env.reset()
+        rng = np.random.default_rng(0)
+        for _ in range(200):
+            before_N = env.x_pos_N.copy()
+            step = env.step(rng.choice(7, 16, p=[0.05, 0.15, 0.25, 0.15, 0.3, 0.05, 0.05]))
+            yield env.x_pos_N - before_N, step
+        env.close()
+
+    moved_N, goes_on, ends = next(
+        (moved_N, goes_on, ends)
+        for (moved_N, goes_on), (_, ends) in zip(played(), played(end_on_loop=True), strict=True)
+        if (moved_N[~goes_on.terminated_N] < -64).any()
+    )
+    looped_N = (moved_N < -64) & ~goes_on.terminated_N
+    assert np.abs(moved_N[looped_N] + 1024).max() <= 3 * 8
+    np.testing.assert_array_equal(ends.terminated_N, goes_on.terminated_N | looped_N)
+    assert not ends.truncated_N.any()
+
+
+def test_a_wrong_path_ends_an_episode_as_a_loop() -> None:
+    env = mario(end_on_loop=True, stall_steps=1, max_steps=1)
+    assert env._state is not None
+    env._state.x_raw[0] += 1024  # where he was before the maze set him back
+    episode, step, _ = to_the_end(env, NOOP)
+    assert (episode.end, episode.x_pos_max) == ("loop", 40)
+    assert step.terminated_N[0]
     env.close()
 
 

@@ -172,6 +172,28 @@ def test_a_mazes_loop_loses_progress() -> None:
     assert int(states[-1].x_offset[0]) == 0
 
 
+def test_a_loop_is_told_apart_from_all_other_ways_back() -> None:
+    states = walk(
+        write(1300),
+        write(1303 - 1024),  # a maze's loop
+        write(916),
+        write(916, state=ENTERING_PIPE),
+        write(24, state=ENTRANCE),  # another area
+        write(24),
+        write(60),
+        write(45),  # walking back
+    )
+    looped = [bool(state.looped(before)[0]) for before, state in pairwise(states)]
+    assert looped == [True] + [False] * 6
+
+
+def test_a_loop_may_set_mario_back_to_before_the_levels_start() -> None:
+    before, after = walk(write(1009), write(65535))
+    assert int(after.x_pos[0]) == -1
+    assert int(after.x_best[0]) == 1009
+    assert after.looped(before).tolist() == [True]
+
+
 def test_steps_are_steps_whoever_makes_them() -> None:
     """Walking by himself, Mario still walks; a fast run of four frames is no change of place."""
     states = walk(write(100), write(112), write(116, state=2), write(120, state=2), write(117))
