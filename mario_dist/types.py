@@ -31,8 +31,8 @@ def part(arrays: Arrays, prefix: str) -> Arrays:
 
 
 EpisodeEnd = Literal["flag", "death", "time", "stall", "loop", "truncated"]
-"""How an episode ended; ``loop`` is a wrong path in a maze. Only ``truncated`` (the step limit) bootstraps; the
-others are terminal."""
+"""How an episode ended; ``loop`` is a wrong path in a maze. Only ``truncated`` (the step limit) bootstraps;
+the others are terminal."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -134,7 +134,7 @@ def test_a_wrong_path_ends_an_episode_as_a_loop() -> None:
     assert env._state is not None
     env._state.x_raw[0] += 1024  # where he was before the maze set him back
     episode, step, _ = to_the_end(env, NOOP)
-    assert (episode.end, episode.x_pos_max) == ("loop", 40)
+    assert (episode.end, episode.length) == ("loop", 1)
     assert step.terminated_N[0]
     env.close()
 
