@@ -30,9 +30,9 @@ def part(arrays: Arrays, prefix: str) -> Arrays:
     return {k.removeprefix(prefix): v for k, v in arrays.items() if k.startswith(prefix)}
 
 
-EpisodeEnd = Literal["flag", "death", "time", "stall", "loop", "truncated"]
-"""How an episode ended; ``loop`` is a wrong path in a maze. Only ``truncated`` (the step limit) bootstraps;
-the others are terminal."""
+EpisodeEnd = Literal["flag", "death", "time", "stall", "astray", "truncated"]
+"""How an episode ended; ``astray`` is a maze's wrong path or a warp zone. Only ``truncated`` (the step limit)
+bootstraps; the others are terminal."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -23,8 +23,11 @@ class EnvConfig:
     sticky: probability that an action repeats the one before it (Machado et al. 2018).
     stall_steps: steps without a new best x after which the episode ends as ``stall``; 0 turns it off.
     max_steps: steps after which the episode is truncated; 0 turns it off.
-    end_on_loop: end the episode as ``loop`` when a maze (4-4, 7-4, 8-4) sets Mario back for a wrong path.
-    Without it he walks the same stretch again, and nothing in the picture says that it is not the first time.
+    end_astray: end the episode as ``astray`` when a maze (4-4, 7-4, 8-4) sets Mario back for a wrong path,
+    after which no picture says that he walks there a second time, or when he comes to a warp zone (1-2, 4-2),
+    whose end wall is further to the right than the flag.
+    skip_transitions: frames in which Mario goes through pipes and areas load pass within the step that led
+    there, with its buttons held: some 200 frames in which no action matters.
     emulator: auto is the native core where it was built, else nes-py; both play the same game.
     rom: one's own ROM file, to be checked: it is refused unless its contents are those of the ROM that
     gym-super-mario-bros brings, and that one is played.
@@ -44,7 +47,8 @@ class EnvConfig:
     sticky: float = 0.0
     stall_steps: int = 300
     max_steps: int = 4500
-    end_on_loop: bool = False
+    end_astray: bool = False
+    skip_transitions: bool = False
     emulator: Literal["auto", "native", "nes-py"] = "auto"
     rom: str = ""
 

@@ -19,6 +19,9 @@ _DEAD, _DYING = 0x06, 0x0B
 _BOWSER, _FLAGPOLE = 0x2D, 0x31
 _SLIDING_DOWN_POLE = 3
 _LEFT_EDGE_ENTRY, _ENTRY = 0, 7
+_TRANSITIONS = (_LEFT_EDGE_ENTRY, 1, 2, 3, _ENTRY)
+"""``player_state`` while an area loads, at a vine's end, into a pipe (from the side, from above), and out."""
+_WARP_ZONE, _NUMBERED_PIPES = 0x6D6, 4
 _END_OF_WORLD = 2
 # Mario runs at most 3 pixels a frame: a larger change between two looks is another place, not a run.
 _JUMP_PIXELS = 64
@@ -91,6 +94,12 @@ class GameState:
         looped: Bool = self.x_pos < previous.x_pos - _LOOP_PIXELS
         return looped
 
+    @property
+    def in_transition(self) -> Bool:
+        """In which lanes Mario is on his way to another area, whatever is pressed: bool [N]."""
+        on_his_way: Bool = np.isin(self.player_state, _TRANSITIONS) & ~(self.dying | self.flag)
+        return on_his_way
+
     def set_lanes(self, lanes: NDArray[np.int64], other: "GameState") -> None:
         """Overwrite these lanes, in place, with the rows of ``other``."""
         for field in dataclasses.fields(self):
@@ -162,6 +171,12 @@ def decode(ram_NR: U8, previous: GameState | None = None) -> GameState:
         flag=(mode == _END_OF_WORLD) | (ending_enemy & (float_state == _SLIDING_DOWN_POLE)),
         dying=(player_state == _DYING) | (player_state == _DEAD) | fell,
     )
+
+
+def in_warp_zone(ram_NR: U8) -> Bool:
+    """In which lanes a warp zone's pipes stand on the screen, or did since the area loaded: bool [N]."""
+    in_zone: Bool = ram_NR[:, _WARP_ZONE] >= _NUMBERED_PIPES
+    return in_zone
 
 
 def _enters(player_state: I32) -> Bool:

@@ -8,16 +8,18 @@ from numpy.typing import NDArray
 from mario_dist.emulator import RAM_BYTES, Emulator, make_lanes
 from mario_dist.env.actions import action_names, joypad_bytes
 from mario_dist.env.config import EnvConfig
-from mario_dist.env.game import STATUS_NAMES, GameState, decode
+from mario_dist.env.game import STATUS_NAMES, GameState, decode, in_warp_zone
 from mario_dist.env.rewards import reward_fn
 from mario_dist.env.rewind import EVERY, Moment, Moments
 from mario_dist.env.starts import level_start
 from mario_dist.env.vector import EpisodeClock, generator_state, lane_generators, restore_generator
 from mario_dist.types import I32, I64, U8, Arrays, EnvSpec, EnvStep, Episode, EpisodeEnd, part
 
-_ENDS: tuple[EpisodeEnd, ...] = ("flag", "time", "death", "loop", "stall", "truncated")
-_FLAG, _TIME, _DEATH, _LOOP, _STALL, _TRUNCATED = range(len(_ENDS))
+_ENDS: tuple[EpisodeEnd, ...] = ("flag", "time", "death", "astray", "stall", "truncated")
+_FLAG, _TIME, _DEATH, _ASTRAY, _STALL, _TRUNCATED = range(len(_ENDS))
 _GOES_ON = -1
+_TRANSITION_FRAMES = 1200
+"""No way to another area takes longer."""
 
 FrameCallback = Callable[[int, Emulator], None]
 """Called with (lane, emulator) after every emulator frame of a step; for videos."""
@@ -97,9 +99,7 @@ class MarioVectorEnv:
             repeat = [rng.random() < self._config.sticky for rng in self._rngs]
             action_N = np.where(repeat, self._action_N, action_N)
         self._action_N[:] = action_N
-        self._advance()
-
-        state = decode(self._ram_NR, self._state)
+        state = self._advance(self._state)
         reward_N = self._reward(self._state, state)
         self._clock.tick(reward_N)
         self._best_at_N = np.where(state.x_best > self._state.x_best, self._clock.length_N, self._best_at_N)
@@ -156,19 +156,33 @@ class MarioVectorEnv:
     def close(self) -> None:
         self._lanes.close()
 
-    def _advance(self) -> None:
-        joypad_N = self._joypad_A[self._action_N]
-        if self._on_frame is None:
-            self._run(self._all_lanes_N, joypad_N, np.full(self.n_lanes, self._config.frame_skip))
-        else:
-            # Somebody watches: one frame at a time, each of them drawn.
-            for _ in range(self._config.frame_skip):
-                self._run(self._all_lanes_N, joypad_N, np.ones(self.n_lanes, dtype=np.int64))
-                for lane, emulator in enumerate(self._lanes.emulators):
-                    self._on_frame(lane, emulator)
+    def _advance(self, previous: GameState) -> GameState:
+        """Press the buttons of the actions for a step, and say what became of the game."""
+        self._press(self._all_lanes_N)
+        state = decode(self._ram_NR, previous)
+        if self._config.skip_transitions:
+            for _ in range(_TRANSITION_FRAMES // self._config.frame_skip):
+                lane_M = np.flatnonzero(state.in_transition)
+                if not lane_M.size:
+                    break
+                self._press(lane_M)
+                state = decode(self._ram_NR, state)
         if self._buttons_AHW is not None:
             rows = self._buttons_AHW.shape[1]
             self._frame_NHW[:, :rows] = self._buttons_AHW[self._action_N]
+        return state
+
+    def _press(self, lane_M: NDArray[np.int64]) -> None:
+        """The frames of one step, in these lanes."""
+        joypad_M = self._joypad_A[self._action_N[lane_M]]
+        if self._on_frame is None:
+            self._run(lane_M, joypad_M, np.full(len(lane_M), self._config.frame_skip))
+            return
+        # Somebody watches: one frame at a time, each of them drawn.
+        for _ in range(self._config.frame_skip):
+            self._run(lane_M, joypad_M, np.ones(len(lane_M), dtype=np.int64))
+            for lane in lane_M.tolist():
+                self._on_frame(lane, self._lanes.emulators[lane])
 
     def _start_lanes(self, lane_F: NDArray[np.int64], rewound: Mapping[int, Moment]) -> GameState:
         """Start an episode in these lanes, at a level's start or where they were ``rewound`` to."""
@@ -219,8 +233,8 @@ class MarioVectorEnv:
             end_N[length >= config.max_steps] = _TRUNCATED
         if config.stall_steps:
             end_N[length - self._best_at_N >= config.stall_steps] = _STALL
-        if config.end_on_loop:
-            end_N[state.looped(previous)] = _LOOP
+        if config.end_astray:
+            end_N[state.looped(previous) | in_warp_zone(self._ram_NR)] = _ASTRAY
         end_N[state.dying] = _DEATH
         end_N[state.dying & (state.time == 0)] = _TIME
         end_N[state.flag] = _FLAG

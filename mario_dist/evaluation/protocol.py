@@ -168,7 +168,7 @@ class BlockPlayer:
             sticky=protocol.sticky,
             max_steps=_own_steps(protocol.max_steps, env.frame_skip),
             stall_steps=_own_steps(protocol.stall_steps, env.frame_skip),
-            end_on_loop=False,
+            end_astray=False,
         )
         self.env = make_env(config, self.lanes, seed, on_frame=on_frame)
         self.player = Player(network, self.env, seed=player_seed, greedy=protocol.greedy)

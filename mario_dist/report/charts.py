@@ -35,7 +35,7 @@ RUN_COLOURS = (
 _CAUSE_COLOURS: dict[EpisodeEnd, str] = {
     "death": "#ef4444",
     "stall": "#f59e0b",
-    "loop": "#0ea5e9",
+    "astray": "#0ea5e9",
     "time": "#8b5cf6",
     "truncated": "#64748b",
 }

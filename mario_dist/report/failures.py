@@ -10,7 +10,7 @@ from mario_dist.types import I64, EpisodeEnd
 
 BIN_PIXELS = 32
 """Two tiles: as wide as the narrowest pit."""
-CAUSES: tuple[EpisodeEnd, ...] = ("death", "stall", "loop", "time", "truncated")
+CAUSES: tuple[EpisodeEnd, ...] = ("death", "stall", "astray", "time", "truncated")
 
 
 @dataclass(frozen=True, slots=True)

@@ -120,7 +120,7 @@ def test_the_wrong_path_of_a_maze() -> None:
 
     moved_N, goes_on, ends = next(
         (moved_N, goes_on, ends)
-        for (moved_N, goes_on), (_, ends) in zip(played(), played(end_on_loop=True), strict=True)
+        for (moved_N, goes_on), (_, ends) in zip(played(), played(end_astray=True), strict=True)
         if (moved_N[~goes_on.terminated_N] < -64).any()
     )
     looped_N = (moved_N < -64) & ~goes_on.terminated_N
@@ -129,14 +129,22 @@ def test_the_wrong_path_of_a_maze() -> None:
     assert not ends.truncated_N.any()
 
 
-def test_a_wrong_path_ends_an_episode_as_a_loop() -> None:
-    env = mario(end_on_loop=True, stall_steps=1, max_steps=1)
+def test_a_wrong_path_ends_an_episode_as_astray() -> None:
+    env = mario(end_astray=True, stall_steps=1, max_steps=1)
     assert env._state is not None
     env._state.x_raw[0] += 1024  # where he was before the maze set him back
     episode, step, _ = to_the_end(env, NOOP)
-    assert (episode.end, episode.length) == ("loop", 1)
+    assert (episode.end, episode.length) == ("astray", 1)
     assert step.terminated_N[0]
     env.close()
+
+
+def test_a_warp_zone_ends_an_episode_as_astray() -> None:
+    for end_astray, end in ((True, "astray"), (False, "stall")):
+        env = mario(end_astray=end_astray, stall_steps=1)
+        poke(env, 0x6D6, 4)
+        assert to_the_end(env, NOOP)[0].end == end
+        env.close()
 
 
 def test_truncation() -> None:

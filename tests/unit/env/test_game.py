@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 from mario_dist.emulator import RAM_BYTES, make_emulator
 from mario_dist.env.actions import joypad_bytes
-from mario_dist.env.game import NORMAL_PLAYER, GameState, decode
+from mario_dist.env.game import NORMAL_PLAYER, GameState, decode, in_warp_zone
 from mario_dist.env.starts import level_start
 from mario_dist.types import U8
 
@@ -204,6 +204,19 @@ def test_an_episode_starts_at_its_own_x() -> None:
     state = read(write(700))
     assert state.x_offset == 0
     assert state.x_best == state.x_raw_best == 700
+
+
+def test_in_transition_while_nothing_that_is_pressed_matters() -> None:
+    on_his_way = [state for state in range(16) if read(write(state=state)).in_transition[0]]
+    assert on_his_way == [LOADING, 1, 2, ENTERING_PIPE, ENTRANCE]
+    assert not read(write(state=LOADING, at_B5=2)).in_transition, "he fell"
+    assert not read(write(state=LOADING, at_770=2)).in_transition, "the world is over"
+
+
+def test_a_warp_zone_is_one_when_its_pipes_have_numbers() -> None:
+    """The byte is 1 when Mario only climbed over the ceiling that leads there."""
+    at = np.stack([write(at_6D6=value) for value in range(7)])
+    assert in_warp_zone(at).tolist() == [False] * 4 + [True] * 3
 
 
 # How it ends.

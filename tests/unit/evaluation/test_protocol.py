@@ -272,7 +272,7 @@ def test_evaluate_asks_for_the_environment_of_the_protocol(monkeypatch: pytest.M
     monkeypatch.setattr(protocol, "make_env", make_env)
     wanted = EvalProtocol(levels=("1-1", "4-2"), episodes=2, noop_max=7, seed=11, sticky=0.25)
     network = build_network(NetworkConfig("mlp", 4), ScriptedEnv(1).spec, seed=0)
-    evaluate(network, dataclasses.replace(PROBE, rewind=0.5, end_on_loop=True), wanted)
+    evaluate(network, dataclasses.replace(PROBE, rewind=0.5, end_astray=True), wanted)
     base = dataclasses.replace(PROBE, noop_max=7, sticky=0.25, max_steps=4500, stall_steps=300)
     assert asked == [
         (dataclasses.replace(base, levels=("1-1",)), 2, (11, 0, 0)),
