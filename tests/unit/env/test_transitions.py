@@ -1,4 +1,4 @@
-"""The way to another area, with and without steps in which no action matters: the real game, sent into pipes."""
+"""The way to another area, with and without its idle steps: the real game, sent into pipes."""
 
 from collections.abc import Iterator
 
