@@ -36,7 +36,7 @@ class EnvConfig:
     kind: Literal["mario", "probe"] = "mario"
     levels: tuple[str, ...] = ("1-1",)
     actions: str | tuple[tuple[str, ...], ...] = "SIMPLE"
-    reward: Literal["native", "progress", "shaped", "clipped"] = "progress"
+    reward: Literal["native", "progress", "landed", "shaped", "clipped"] = "progress"
     frame_skip: int = 4
     frame_size: tuple[int, int] = (84, 84)
     frame_stack: int = 4

@@ -17,7 +17,7 @@ NORMAL_PLAYER = 8
 
 _DEAD, _DYING = 0x06, 0x0B
 _BOWSER, _FLAGPOLE = 0x2D, 0x31
-_SLIDING_DOWN_POLE = 3
+_JUMPS, _FALLS, _SLIDING_DOWN_POLE = 1, 2, 3
 _LEFT_EDGE_ENTRY, _ENTRY = 0, 7
 _TRANSITIONS = (_LEFT_EDGE_ENTRY, 1, 2, 3, _ENTRY)
 """``player_state`` while an area loads, at a vine's end, into a pipe (from the side, from above), and out."""
@@ -36,7 +36,7 @@ _ADDRESSES = np.array(
         *range(0x7ED, 0x7EF),
         *range(0x7F8, 0x7FB),
         *range(0x16, 0x1B),  # enemy types
-        *(0x0E, 0xB5, 0x743, 0x75F, 0x75C, 0x760, 0x75A, 0x756, 0x770, 0x1D),
+        *(0x0E, 0xB5, 0x743, 0x75F, 0x75C, 0x760, 0x75A, 0x756, 0x770, 0x1D, 0x704),
     ]
 )
 _NUMBERS = slice(0, 13)
@@ -63,13 +63,15 @@ class GameState:
 
     x_raw is the position in the current area; x_pos is rebased so that entering a pipe or climbing a vine
     neither loses nor gains progress (but a maze's loop, which only moves Mario back, does lose it);
-    x_best and x_raw_best are the furthest of the episode. status: 0 small, 1 tall, 2 fireball.
+    x_best and x_raw_best are the furthest of the episode, x_landed the furthest at which he stood, swam or
+    climbed: a leap counts there once it has ended. status: 0 small, 1 tall, 2 fireball.
     """
 
     x_raw: I32
     x_offset: I32
     x_best: I32
     x_raw_best: I32
+    x_landed: I32
     world: I32
     stage: I32
     area: I32
@@ -124,6 +126,8 @@ class GameState:
 
     @classmethod
     def from_arrays(cls, arrays: Arrays, prefix: str) -> "GameState":
+        # Checkpoints from before it have no x_landed.
+        arrays = {prefix + "x_landed": arrays[prefix + "x_best"], **arrays}
         return cls(**{f.name: arrays[prefix + f.name].copy() for f in dataclasses.fields(cls)})  # type: ignore[arg-type]
 
 
@@ -138,10 +142,10 @@ def decode(ram_NR: U8, previous: GameState | None = None) -> GameState:
     # A maze that sets Mario back by more than he came takes the page below zero.
     x_raw = x_raw.astype(np.int16).astype(np.int32)
     enemy_EN = ram_CN[_ENEMIES]
-    player_state, y_page, cloud, world, stage, area, life, power, mode, float_state = ram_CN[_OTHERS]
+    player_state, y_page, cloud, world, stage, area, life, power, mode, float_state, swims = ram_CN[_OTHERS]
     if previous is None:
         x_offset = np.zeros_like(x_raw)
-        x_best = x_raw_best = x_raw
+        x_best = x_raw_best = x_landed = x_raw
     else:
         # Only a change of area takes control from the player; a maze's loop doesn't.
         moved = np.abs(x_raw - previous.x_raw) > _JUMP_PIXELS
@@ -151,6 +155,8 @@ def decode(ram_NR: U8, previous: GameState | None = None) -> GameState:
         x_offset = np.where((moved & taken) | loading, previous.x_pos - x_raw, previous.x_offset)
         x_best = np.maximum(previous.x_best, x_raw + x_offset)
         x_raw_best = np.maximum(previous.x_raw_best, x_raw)
+        flies = ((float_state == _JUMPS) | (float_state == _FALLS)) & (swims == 0)
+        x_landed = np.where(flies, previous.x_landed, np.maximum(previous.x_landed, x_raw + x_offset))
     # Below the screen is death, except in the cloud bonus areas, where Mario falls back into the level.
     fell = (y_page > 1) & (cloud == 0)
     ending_enemy = ((enemy_EN == _BOWSER) | (enemy_EN == _FLAGPOLE)).any(axis=0)
@@ -159,6 +165,7 @@ def decode(ram_NR: U8, previous: GameState | None = None) -> GameState:
         x_offset=x_offset,
         x_best=x_best,
         x_raw_best=x_raw_best,
+        x_landed=x_landed,
         world=world + 1,
         stage=stage + 1,
         area=area + 1,

@@ -9,7 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from mario_dist.env.game import GameState
-from mario_dist.types import F32, Bool
+from mario_dist.types import F32, I32, Bool
 
 RewardFn = Callable[[GameState, GameState], F32]
 
@@ -42,8 +42,21 @@ def native(previous: GameState, current: GameState, *, frames: int = 1) -> F32:
 
 def progress(previous: GameState, current: GameState) -> F32:
     """(New best x in pixels, at most 30, + score / 100 + 50 for the flag - 25 for a death) / 10."""
+    return _for_pixels(np.minimum(current.x_best - previous.x_best, 30), previous, current)
+
+
+def landed(previous: GameState, current: GameState) -> F32:
+    """``progress``, but for pixels at whose end Mario landed, all of a leap at once.
+
+    Paid on the way, a leap into a pit pays as well as one over it until it is too late, and where the way on
+    takes patience that is the best that a short-sighted policy finds: to dive as far as it goes.
+    """
+    return _for_pixels(current.x_landed - previous.x_landed, previous, current)
+
+
+def _for_pixels(pixels_N: I32, previous: GameState, current: GameState) -> F32:
     total = (
-        np.minimum(current.x_best - previous.x_best, 30)
+        pixels_N
         + np.maximum(current.score - previous.score, 0) / 100
         + _cleared(previous, current) * 50
         - _died(previous, current) * 25
@@ -74,7 +87,7 @@ def reward_fn(name: str, frame_skip: int) -> RewardFn:
     """The preset of that name for agent steps of ``frame_skip`` frames."""
     if name == "native":
         return lambda previous, current: native(previous, current, frames=frame_skip)
-    return {"progress": progress, "shaped": shaped, "clipped": clipped}[name]
+    return {"progress": progress, "landed": landed, "shaped": shaped, "clipped": clipped}[name]
 
 
 def _cleared(previous: GameState, current: GameState) -> Bool:

@@ -22,7 +22,7 @@ def test_every_config_of_the_repository_loads_and_survives_a_round_trip(path: Pa
 
 def test_the_configs_show_every_reward_preset() -> None:
     rewards = {load(path).env.reward for path in (REPO / "configs").rglob("*.yaml")}
-    assert rewards == {"native", "progress", "shaped", "clipped"}
+    assert rewards == {"native", "progress", "landed", "shaped", "clipped"}
 
 
 @pytest.mark.parametrize(

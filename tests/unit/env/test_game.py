@@ -68,6 +68,7 @@ def test_every_number() -> None:
         "x_offset": 0,
         "x_best": 785,
         "x_raw_best": 785,
+        "x_landed": 785,
         "x_pos": 785,
         "world": 7,
         "stage": 3,
@@ -123,6 +124,23 @@ def test_x_best_remembers_and_x_pos_does_not() -> None:
     assert [int(s.x_pos[0]) for s in states] == [40, 100, 90, 110]
     assert [int(s.x_best[0]) for s in states] == [40, 100, 100, 110]
     assert [int(s.x_raw_best[0]) for s in states] == [40, 100, 100, 110]
+
+
+@pytest.mark.parametrize(("float_state", "lands"), [(0, True), (1, False), (2, False), (3, True)])
+@pytest.mark.parametrize("swims", [False, True])
+def test_x_landed_is_where_mario_stood_swam_or_climbed(float_state: int, lands: bool, swims: bool) -> None:
+    then = {"at_1D": float_state, "at_704": int(swims)}
+    states = walk(write(40), write(100), write(90, at_1D=1), write(160, **then), write(150, at_1D=2))
+    best = 160 if lands or swims else 100
+    assert [int(s.x_landed[0]) for s in states] == [40, 100, 100, best, best]
+    assert int(states[-1].x_best[0]) == 160
+
+
+def test_checkpoints_from_before_x_landed_are_read() -> None:
+    arrays = walk(write(40), write(100), write(160, at_1D=1))[-1].to_arrays("game.")
+    assert GameState.from_arrays(arrays, "game.").x_landed.tolist() == [100]
+    del arrays["game.x_landed"]
+    assert GameState.from_arrays(arrays, "game.").x_landed.tolist() == [160]
 
 
 def test_a_pipe_neither_loses_nor_gains_progress() -> None:

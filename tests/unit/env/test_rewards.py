@@ -10,7 +10,7 @@ from gym_super_mario_bros import SuperMarioBrosEnv
 from mario_dist.env import EnvConfig, MarioVectorEnv
 from mario_dist.env.actions import joypad_bytes
 from mario_dist.env.game import GameState
-from mario_dist.env.rewards import clipped, native, progress, reward_fn, shaped
+from mario_dist.env.rewards import clipped, landed, native, progress, reward_fn, shaped
 
 SHAPED_MILESTONES = {650: 150.0, 900: 100.0, 1200: 150.0, 1600: 200.0, 2000: 250.0}
 
@@ -21,6 +21,7 @@ def state(
     best: int | None = None,
     raw: int | None = None,
     raw_best: int | None = None,
+    landed: int | None = None,
     score: int = 0,
     coins: int = 0,
     time: int = 400,
@@ -39,6 +40,7 @@ def state(
         x_offset=int_(x - raw),
         x_best=int_(x if best is None else best),
         x_raw_best=int_(raw if raw_best is None else raw_best),
+        x_landed=int_(x if landed is None else landed),
         world=int_(1),
         stage=int_(1),
         area=int_(1),
@@ -129,6 +131,21 @@ def test_progress(previous: GameState, current: GameState, expected: float) -> N
 @pytest.mark.parametrize(
     ("previous", "current", "expected"),
     [
+        pytest.param(state(100), state(110), 1.0, id="walking"),
+        pytest.param(state(100), state(110, landed=100), 0.0, id="in the air"),
+        pytest.param(state(190, landed=100), state(200), 10.0, id="a whole leap, when it ends"),
+        pytest.param(state(190, landed=100), state(110, best=200, landed=110), 1.0, id="back from the air"),
+        pytest.param(state(190, landed=100), state(200, landed=100, dying=True), -2.5, id="into a pit"),
+        pytest.param(state(score=100), state(score=300, flag=True), 5.2, id="the rest as progress"),
+    ],
+)
+def test_landed(previous: GameState, current: GameState, expected: float) -> None:
+    assert only(landed(previous, current)) == pytest.approx(expected)
+
+
+@pytest.mark.parametrize(
+    ("previous", "current", "expected"),
+    [
         pytest.param(state(100), state(104), 0.4, id="right"),
         pytest.param(state(100), state(97, best=100), -0.3, id="left"),
         pytest.param(state(100), state(100), -0.2, id="still"),
@@ -181,7 +198,7 @@ def test_clipped(previous: GameState, current: GameState, expected: float) -> No
     assert only(clipped(previous, current)) == pytest.approx(expected)
 
 
-@pytest.mark.parametrize("name", ["native", "progress", "shaped", "clipped"])
+@pytest.mark.parametrize("name", ["native", "progress", "landed", "shaped", "clipped"])
 def test_lanes_are_paid_apart(name: str) -> None:
     pairs = [
         (state(100), state(104)),
