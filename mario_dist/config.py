@@ -329,7 +329,9 @@ def _read(path: Path, above: tuple[Path, ...]) -> dict[str, Any]:
     base = tree.pop("base", None)
     if base is None:
         return tree
-    return _laid_over(_read(path.parent / str(base), (*above, path.resolve())), tree)
+    if not isinstance(base, str) or "\0" in base:
+        raise UserError(f"{path}: base names one file, such as base: ppo-1-1.yaml")
+    return _laid_over(_read(path.parent / base, (*above, path.resolve())), tree)
 
 
 def _laid_over(below: Mapping[str, Any], tree: Mapping[str, Any]) -> dict[str, Any]:

@@ -54,7 +54,8 @@ class Episode:
     """One finished episode of one lane, as the environment knows it.
 
     ``x_pos_max`` is in pixels, rebased over sub-areas; ``length`` counts agent steps; ``seconds`` is
-    wall-clock time; ``time_left`` is the in-game timer; ``status`` is small, tall or fireball.
+    wall-clock time; ``time_left`` is the in-game timer; ``status`` is small, tall or fireball; ``frames`` are
+    the emulator's, for reports: the run store does not keep them.
     """
 
     lane: int
@@ -72,6 +73,7 @@ class Episode:
     flag_get: bool
     end: EpisodeEnd
     seconds: float
+    frames: int = 0
 
 
 @dataclass(frozen=True, slots=True)

@@ -13,6 +13,7 @@ from mario_dist import config as configuration
 from mario_dist import machine
 from mario_dist.checkpoint import load_checkpoint
 from mario_dist.cli.target import find_checkpoint
+from mario_dist.errors import UserError
 from mario_dist.evaluation import SETTINGS, EvalProtocol, evaluate
 from mario_dist.learner import network_arrays
 from mario_dist.nets import set_weights
@@ -31,7 +32,10 @@ def main() -> None:
     parser.add_argument("--if-better", action="store_true", help="leave a better one where it is")
     arguments = parser.parse_args()
 
-    state = half_precision(load_checkpoint(find_checkpoint(arguments.run)))
+    try:
+        state = half_precision(load_checkpoint(find_checkpoint(arguments.run)))
+    except UserError as error:
+        parser.error(str(error))
     config = configuration.parse(state.meta["config"])
     network = make_network(config)
     set_weights(network, network_arrays(part(state.arrays, "learner.")))
@@ -42,7 +46,8 @@ def main() -> None:
     report = evaluate(network.eval(), replace(config.env, emulator="auto"), protocol, machine.cores())
     with RunStore(default_url()) as store:
         run = store.get_run(str(state.meta["run_id"]))
-    origin = {"machine": run.machine.get("cpu"), "cores": run.machine.get("cores"), "git": run.git_commit}
+    machine_of = {"machine": run.machine.get("cpu"), "cores": run.machine.get("cores")}
+    origin = {**machine_of, "git": run.git_commit, "git_dirty": run.git_dirty}
     name = arguments.name or ",".join(config.env.levels)
     said = f"{report.clear_rate:.0%} of {report.episodes} cleared, mean x {report.x_pos['mean']:.0f}"
     if arguments.if_better and name in zoo_names():

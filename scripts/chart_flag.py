@@ -21,6 +21,8 @@ def main() -> None:
     configs = {}
     for path in arguments.documents:
         document = json.loads(path.read_text())
+        if twice := configs.keys() & document["configs"].keys():
+            parser.error(f"two documents have {', '.join(twice)}")
         configs |= document["configs"]
         machine, episodes = document["machine"], document["episodes"]
 

@@ -10,6 +10,8 @@ from typing import Any
 
 from mario_dist import machine
 from mario_dist.config import EvaluationConfig, RunConfig
+from mario_dist.errors import UserError
+from mario_dist.evaluation import SETTINGS
 from mario_dist.store import EpisodeRow, MetricRow, RunStore
 from mario_dist.system.run import run_training
 
@@ -39,8 +41,10 @@ def bench_flag(
     Every ``every_steps`` agent steps training pauses for ``episodes`` episodes of the protocol of the
     configuration's ``stop``, on lanes and seeds aside; seconds of training leave that time out, and it is
     given beside. A run ends by its own ``stop`` or ``total_steps``. A mark that a run did not reach counts as
-    infinity in the medians, and is null.
+    infinity in the medians, and is null. Raises ``UserError`` where a protocol cannot be the evaluations'.
     """
+    for config in configs.values():
+        judged_by(config.stop.protocol, every_steps, episodes)
     rows: dict[str, list[dict[str, Any]]] = {name: [] for name in configs}
     for seed in seeds:
         for name, config in configs.items():
@@ -54,12 +58,20 @@ def bench_flag(
             }
 
 
+def judged_by(protocol: str, every_steps: int, episodes: int) -> EvaluationConfig:
+    """Evaluations during training by a named protocol. Raises ``UserError`` where they cannot be by it."""
+    settings = SETTINGS[protocol]
+    if "sticky" in settings:
+        raise UserError(f"evaluations during training cannot be by stop.protocol={protocol}; take another")
+    return EvaluationConfig(every_steps=every_steps, episodes=episodes, clip=False, **settings)
+
+
 def _train(config: RunConfig, seed: int, every_steps: int, episodes: int, where: Where) -> dict[str, Any]:
-    greedy = config.stop.protocol.endswith("-greedy")
-    evaluation = EvaluationConfig(every_steps=every_steps, episodes=episodes, greedy=greedy, clip=False)
+    evaluation = judged_by(config.stop.protocol, every_steps, episodes)
     config = dataclasses.replace(config, name=f"{config.name}-flag", seed=seed, evaluation=evaluation)
     result = run_training(config, where.runs, store_url=where.store_url, tracking_uri=where.tracking_uri)
-    if result.outcome == "stopped":
+    collapsed = config.collapse.on_collapse == "stop" and result.alarm is not None
+    if result.outcome == "stopped" and not collapsed:
         raise KeyboardInterrupt
     with RunStore(where.store_url) as store:
         metrics, told = store.metrics(result.run_id), store.episodes(result.run_id)

@@ -287,12 +287,20 @@ def flag(
     """
     from mario_dist.bench.flag import Where, bench_flag
     from mario_dist.cli.config import DEFAULT, read_config
+    from mario_dist.errors import UserError
     from mario_dist.paths import runs_dir
     from mario_dist.registry import default_tracking_uri
     from mario_dist.store import default_url
 
     configs = {Path(name).stem: read_config([name, *(overrides or [])]) for name in config or []}
+    if len(configs) < len(config or []):
+        raise UserError("two configurations of one name: their figures could not be told apart")
     configs = configs or {Path(DEFAULT).stem: read_config(overrides or [])}
+    if out is not None:
+        try:
+            out.touch()
+        except OSError as error:
+            raise UserError(f"cannot write to {out}: {error.strerror}") from error
     document: dict[str, Any] = {}
     for document in bench_flag(
         configs,

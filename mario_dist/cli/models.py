@@ -17,6 +17,7 @@ def models() -> None:
 
 @models_app.command("list")
 def list_command(
+    # All there is so far, so it chooses nothing yet.
     zoo: Annotated[bool, typer.Option("--zoo", help="Those that come with the package.")] = True,
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON document.")] = False,
 ) -> None:

@@ -118,7 +118,10 @@ def resume_state(ref: str) -> tuple[TrainState, Path]:
         raise UserError(f"{ref} has no checkpoint to resume from; start it anew with mario-dist train")
     newest, *older = candidates
     try:
-        return load_checkpoint(newest), newest
+        state = load_checkpoint(newest)
     except CheckpointError as error:
         offer = f"; the one before it: mario-dist train --resume {older[0]}" if older else ""
         raise UserError(f"{error}{offer}") from error
+    if "workers" not in state.meta:
+        raise UserError(f"{ref} is a network alone, of the zoo; begin with it by mario-dist train --init")
+    return state, newest

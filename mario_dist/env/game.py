@@ -145,7 +145,8 @@ def decode(ram_NR: U8, previous: GameState | None = None) -> GameState:
     player_state, y_page, cloud, world, stage, area, life, power, mode, float_state, swims = ram_CN[_OTHERS]
     if previous is None:
         x_offset = np.zeros_like(x_raw)
-        x_best = x_raw_best = x_landed = x_raw
+        # Arrays of their own: lanes are written in place.
+        x_best, x_raw_best, x_landed = x_raw.copy(), x_raw.copy(), x_raw.copy()
     else:
         # Only a change of area takes control from the player; a maze's loop doesn't.
         moved = np.abs(x_raw - previous.x_raw) > _JUMP_PIXELS

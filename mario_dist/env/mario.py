@@ -46,6 +46,7 @@ class MarioVectorEnv:
         self._joypad_A = joypad_bytes(config.actions)
         self._reward = reward_fn(config.reward, config.frame_skip)
         self._starts = [level_start(config.emulator, level, config.rom) for level in config.levels]
+        self._number_L = np.array([10 * int(level[0]) + int(level[2]) for level in config.levels])
         self._lanes = make_lanes(
             config.emulator,
             n_lanes,
@@ -141,7 +142,7 @@ class MarioVectorEnv:
         return arrays
 
     def restore(self, arrays: Arrays) -> None:
-        self._clock.restore(arrays)
+        self._clock.restore(arrays, self._config.frame_skip)
         self._state = GameState.from_arrays(arrays, "game.")
         self._frame_NHW[:] = arrays["frame"]
         self._level_N[:] = arrays["level"]
@@ -175,6 +176,7 @@ class MarioVectorEnv:
     def _press(self, lane_M: NDArray[np.int64]) -> None:
         """The frames of one step, in these lanes."""
         joypad_M = self._joypad_A[self._action_N[lane_M]]
+        self._clock.frames_N[lane_M] += self._config.frame_skip
         if self._on_frame is None:
             self._run(lane_M, joypad_M, np.full(len(lane_M), self._config.frame_skip))
             return
@@ -238,6 +240,9 @@ class MarioVectorEnv:
         end_N[state.dying] = _DEATH
         end_N[state.dying & (state.time == 0)] = _TIME
         end_N[state.flag] = _FLAG
+        # Who took a warp zone's pipe has cleared another level.
+        here_N = (state.world * 10 + state.stage) == self._number_L[self._level_N]
+        end_N[state.flag & ~here_N] = _ASTRAY
         return end_N
 
     def _episode(self, state: GameState, lane: int, end: EpisodeEnd) -> Episode:
@@ -257,6 +262,7 @@ class MarioVectorEnv:
             flag_get=end == "flag",
             end=end,
             seconds=self._clock.seconds(lane),
+            frames=int(self._clock.frames_N[lane]),
         )
 
 

@@ -141,4 +141,5 @@ class ProbeVectorEnv:
             flag_get=end == "flag",
             end=end,
             seconds=self._clock.seconds(lane),
+            frames=int(self._clock.length_N[lane]) * self._config.frame_skip,
         )

@@ -42,11 +42,12 @@ class VectorEnv(Protocol):
 
 
 class EpisodeClock:
-    """Return, length and wall-clock time of the running episode of each lane."""
+    """Return, length, emulator frames and wall-clock time of the running episode of each lane."""
 
     def __init__(self, n_lanes: int) -> None:
         self.return_N = np.zeros(n_lanes, dtype=np.float64)
         self.length_N = np.zeros(n_lanes, dtype=np.int64)
+        self.frames_N = np.zeros(n_lanes, dtype=np.int64)
         self._started_at = [time.monotonic()] * n_lanes
 
     def tick(self, reward_N: NDArray[np.float32]) -> None:
@@ -59,14 +60,21 @@ class EpisodeClock:
     def restart(self, lane: int) -> None:
         self.return_N[lane] = 0.0
         self.length_N[lane] = 0
+        self.frames_N[lane] = 0
         self._started_at[lane] = time.monotonic()
 
     def state(self) -> Arrays:
-        return {"clock.return": self.return_N.copy(), "clock.length": self.length_N.copy()}
+        return {
+            "clock.return": self.return_N.copy(),
+            "clock.length": self.length_N.copy(),
+            "clock.frames": self.frames_N.copy(),
+        }
 
-    def restore(self, arrays: Arrays) -> None:
+    def restore(self, arrays: Arrays, frame_skip: int = 1) -> None:
+        """``frame_skip`` is for states from before frames were counted."""
         self.return_N = arrays["clock.return"].astype(np.float64)
         self.length_N = arrays["clock.length"].astype(np.int64)
+        self.frames_N = arrays.get("clock.frames", self.length_N * frame_skip).astype(np.int64)
 
 
 def lane_generators(seed: Sequence[int], n_lanes: int) -> list[np.random.Generator]:

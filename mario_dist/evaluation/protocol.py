@@ -34,7 +34,7 @@ class EvalProtocol:
     noop_max: random no-op frames at the start, 0 to this many. greedy: take the likeliest action instead of
     sampling. sticky: the chance that an action repeats the one before. max_steps, stall_steps: as in
     ``EnvConfig``, but always in steps of 4 emulator frames, so that a policy is judged alike whatever it was
-    trained with and however long its own steps are.
+    trained with and however long its own steps are. Frames of a transition that a step skips do not count.
     """
 
     levels: tuple[str, ...]
@@ -122,7 +122,7 @@ def evaluate(
             pool.map(lambda block: play_block(network, env, protocol, block, lanes), blocks(protocol))
         )
     episodes = [episode for block in played for episode in block]
-    return summarise(episodes, protocol, time.monotonic() - started, env.frame_skip)
+    return summarise(episodes, protocol, time.monotonic() - started)
 
 
 def settled(protocol: EvalProtocol, network: Network) -> EvalProtocol:
@@ -194,9 +194,7 @@ def _own_steps(steps: int, frame_skip: int) -> int:
     return -(-steps * _FRAMES_A_STEP // frame_skip)
 
 
-def summarise(
-    episodes: Sequence[Episode], protocol: EvalProtocol, seconds: float, frame_skip: int = 4
-) -> EvalReport:
+def summarise(episodes: Sequence[Episode], protocol: EvalProtocol, seconds: float) -> EvalReport:
     """The report of these episodes, over all of them and per level."""
     x = np.array([e.x_pos_max for e in episodes], dtype=np.float64)
     cleared = sum(e.flag_get for e in episodes)
@@ -212,9 +210,7 @@ def summarise(
             "max": float(x.max()),
         },
         episodes=len(episodes),
-        per_level={
-            level: _of_level([e for e in episodes if e.level == level], frame_skip) for level in levels
-        },
+        per_level={level: _of_level([e for e in episodes if e.level == level]) for level in levels},
         protocol=protocol.document(),
         seconds=seconds,
         mean_return=float(np.mean([e.episode_return for e in episodes])),
@@ -222,11 +218,11 @@ def summarise(
     )
 
 
-def _of_level(episodes: Sequence[Episode], frame_skip: int) -> dict[str, object]:
+def _of_level(episodes: Sequence[Episode]) -> dict[str, object]:
     flags = sum(e.flag_get for e in episodes)
     x = np.array([e.x_pos_max for e in episodes], dtype=np.float64)
     places = Counter((e.end, e.x_pos_max // PLACE_PIXELS * PLACE_PIXELS) for e in episodes if not e.flag_get)
-    clear_s = sorted(e.length * frame_skip / FRAMES_PER_S for e in episodes if e.flag_get)
+    clear_s = sorted(e.frames / FRAMES_PER_S for e in episodes if e.flag_get)
     return {
         "episodes": len(episodes),
         "clear_rate": flags / len(episodes),

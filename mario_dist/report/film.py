@@ -86,6 +86,7 @@ def film_play(
 ) -> list[Episode]:
     """Play in all lanes of ``look`` together and show every emulator frame; the episodes as they ended.
 
+    While one lane goes through a pipe in a single step (``env.skip_transitions``), the others stand still.
     The first ``episodes`` that begin are played to their ends, at least one in each lane; a lane that begins
     no more stays at its last picture. A grid ends with a picture on which all have.
     """
@@ -93,13 +94,21 @@ def film_play(
         raise ValueError(f"{look.lanes} lanes play at least {look.lanes} episodes, not {episodes}")
     board = Board(look)
     begun, done, watching = look.lanes, set[int](), True
+    drawn: int | None = None  # the last lane of those that are in the picture to be shown next
+
+    def show_drawn() -> None:
+        nonlocal drawn, watching
+        if drawn is not None and watching:
+            watching = show(board.picture())
+        drawn = None
 
     def on_frame(lane: int, emulator: Emulator) -> None:
-        nonlocal watching
+        nonlocal drawn
+        if drawn is not None and lane <= drawn:
+            show_drawn()
         if lane not in done:
             board.draw(lane, emulator.rgb(), _caption(player, env, buttons_A, lane))
-        if lane == look.lanes - 1 and watching:
-            watching = show(board.picture())
+        drawn = lane
 
     buttons_A = action_set(config.actions)
     played: list[Episode] = []
@@ -107,7 +116,9 @@ def film_play(
     with contextlib.closing(env):
         player = Player(network, env, seed=seed, greedy=greedy)
         while watching and len(played) < episodes:
-            for episode in player.step().ended:
+            ended = player.step().ended
+            show_drawn()
+            for episode in ended:
                 if episode.lane in done:
                     continue
                 played.append(episode)

@@ -127,7 +127,9 @@ class EpisodeSummary(TypedDict):
 
 
 # NumPy's scalars are not what a database driver expects (SQLite stores np.int64 as a blob).
-_PLAIN = {f.name: f.type if f.type in (int, float, bool) else str for f in fields(Episode)}
+_PLAIN = {
+    f.name: f.type if f.type in (int, float, bool) else str for f in fields(Episode) if f.name != "frames"
+}
 
 
 def episode_values(run_id: str, agent_steps: int, record: EpisodeRecord) -> dict[str, object]:

@@ -32,4 +32,4 @@ def evaluate_on_ray(config: RunConfig, network: Network, protocol: EvalProtocol,
         weights = put(get_weights(network, 0))
         played = get([_play.remote(config, weights, protocol, block) for block in blocks(protocol)])
         seconds = time.monotonic() - started
-    return summarise([e for block in played for e in block], protocol, seconds, config.env.frame_skip)
+    return summarise([e for block in played for e in block], protocol, seconds)

@@ -107,7 +107,7 @@ def run_training(
             f" {plan.env_threads} emulation thread(s) each, {plan.learner_threads} learner thread(s)"
         )
         if init is not None:
-            session.note(f"begins with the network of {_name(init)}")
+            session.note(f"begins with the network of {_name(init)}{_unlike(config.env, init)}")
         if resume is not None and plan.shards and replay is None:
             session.note(
                 f"no replay to go on with: {config.replay.min_size:,} transitions come in before learning"
@@ -154,6 +154,14 @@ def _beginning(init: TrainState) -> Arrays:
     """A learner's state that has the network of ``init``, for a target network too, and nothing else."""
     network = network_arrays(part(init.arrays, "learner."))
     return {f"{role}.{name}": array for role in ("network", "target") for name, array in network.items()}
+
+
+def _unlike(env: EnvConfig, init: TrainState) -> str:
+    """Of what the network sees and does, what was otherwise where it learned; empty where nothing was."""
+    before = configuration.parse(init.meta["config"]).env
+    names = ("frame_skip", "frame_size", "hud_rows", "show_buttons", "actions")
+    other = [f"env.{name}" for name in names if getattr(before, name) != getattr(env, name)]
+    return f", which learned with other {', '.join(other)}" if other else ""
 
 
 def _name(state: TrainState) -> str:

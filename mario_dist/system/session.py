@@ -268,7 +268,7 @@ class Session:
         if kind == "final":
             self._tracker.artifacts(path, "checkpoints/final", FILES)
         self.note(f"checkpoint {path}{' (the best so far)' if best else ''}")
-        if evaluation is not None and clip_wanted(self._config):
+        if (last or evaluation is not None) and clip_wanted(self._config):
             self._film(last=last)
 
     def _film(self, *, last: bool) -> None:

@@ -10,7 +10,7 @@ import pytest
 import yaml
 from support.commands import Result
 
-from mario_dist.bench.flag import _summary, read_run
+from mario_dist.bench.flag import _summary, judged_by, read_run
 from mario_dist.config import RunConfig, to_tree
 from mario_dist.store import EpisodeRow, MetricRow
 
@@ -113,3 +113,30 @@ def test_what_is_asked_of_no_configuration_is_refused(here: Callable[..., Result
     result = here("bench", "flag", "--config", "nowhere.yaml")
     assert result.returncode == 1
     assert "there is no configuration file nowhere.yaml" in result.stderr
+
+
+def test_what_would_lose_the_figures_is_refused_before_training(
+    here: Callable[..., Result], learnable: Path, tmp_path: Path
+) -> None:
+    config = str(learnable)
+    other = tmp_path / "other" / learnable.name
+    other.parent.mkdir()
+    other.write_text(learnable.read_text())
+    for words, says in (
+        (("--config", config, "--config", str(other)), "two configurations of one name"),
+        (("--config", config, "--out", str(tmp_path / "nowhere" / "it.json")), "cannot write to"),
+        (("--config", config, "stop.protocol=sticky-25"), "cannot be by stop.protocol=sticky-25"),
+    ):
+        result = here("bench", "flag", *words)
+        assert result.returncode == 1, result.stderr
+        assert says in result.stderr
+    assert "[]" in here("runs", "list", "--json").stdout, "nothing was trained"
+
+
+def test_the_evaluations_are_by_the_protocol_that_is_named() -> None:
+    assert (judged_by("fixed-start", 7, 9).noop_max, judged_by("fixed-start", 7, 9).greedy) == (0, False)
+    assert (judged_by("jitter-30-greedy", 7, 9).noop_max, judged_by("jitter-30-greedy", 7, 9).greedy) == (
+        30,
+        True,
+    )
+    assert (judged_by("jitter-30", 7, 9).every_steps, judged_by("jitter-30", 7, 9).episodes) == (7, 9)

@@ -138,7 +138,8 @@ def test_a_file_says_only_what_is_different_from_its_base(tmp_path: Path) -> Non
     [
         ("base: nowhere.yaml", "there is no configuration file"),
         ("base: it.yaml", "it.yaml is its own base"),
-        ("base: [1]", "there is no configuration file"),
+        ("base: [1]", "it.yaml: base names one file"),
+        ('base: "a\\0b"', "it.yaml: base names one file"),
     ],
 )
 def test_a_base_that_is_none_is_refused(text: str, expected: str, tmp_path: Path) -> None:

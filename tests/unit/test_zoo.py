@@ -12,6 +12,7 @@ from mario_dist.checkpoint import TrainState, load_checkpoint
 from mario_dist.cli.target import load_policy
 from mario_dist.config import RunConfig, to_tree
 from mario_dist.errors import UserError
+from mario_dist.evaluation import SETTINGS, EvalProtocol, evaluate
 from mario_dist.learner import network_arrays
 from mario_dist.nets import get_weights
 from mario_dist.system.build import make_network
@@ -86,3 +87,13 @@ def test_every_policy_of_the_zoo_loads_and_says_how_good_it_is(name: str) -> Non
     for key, array in get_weights(policy.network, 0).arrays.items():
         np.testing.assert_array_equal(array, arrays[key].astype(np.float32))
     assert dataclasses.replace(policy.config.env, emulator="auto") == policy.config.env
+
+
+@pytest.mark.parametrize("name", zoo_names())
+def test_every_policy_of_the_zoo_plays_about_as_well_as_it_says(name: str) -> None:
+    """A few episodes with a seed of their own: enough to tell it from a network of noise."""
+    policy, said = load_policy(f"zoo:{name}"), zoo_entry(name)["evaluation"]
+    protocol = EvalProtocol(policy.config.env.levels, 8, seed=77, **SETTINGS[said["protocol"]["name"]])
+    report = evaluate(policy.network, policy.config.env, protocol)
+    assert report.clear_rate >= said["clear_rate"] - 0.5
+    assert report.x_pos["mean"] >= 0.6 * said["x_pos"]["mean"]

@@ -191,6 +191,16 @@ def test_the_flag() -> None:
     env.close()
 
 
+def test_another_levels_flag_does_not_clear_this_one() -> None:
+    env = mario(levels=("1-2",))
+    poke(env, 0x75F, 3)
+    poke(env, 0x770, 2)
+    episode, step, _ = to_the_end(env, NOOP)
+    assert (episode.end, episode.flag_get, episode.world) == ("astray", False, 4)
+    assert step.terminated_N[0]
+    env.close()
+
+
 def test_the_flag_wins() -> None:
     env = mario(stall_steps=1, max_steps=1)
     poke(env, 0x770, 2)

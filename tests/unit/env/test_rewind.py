@@ -50,6 +50,32 @@ def test_a_lane_goes_back_from_where_it_died_and_its_practice_is_no_episode() ->
     assert 0.3 < went_back / deaths < 0.95
 
 
+def test_a_lane_that_went_back_knows_what_it_knew_then() -> None:
+    """Best and landed x, and those of an area that is not where x_pos counts from."""
+    env = MarioVectorEnv(WALK, 4, (1,))
+    env.reset()
+    assert env._state is not None
+    env._state.x_offset[:] = 1500
+    kept: list[Moment] = []
+    go_back = env._moments.go_back
+    env._moments.go_back = lambda *of: kept.append(go_back(*of)) or kept[-1]  # type: ignore[func-returns-value, method-assign]
+    elsewhere = 0
+    for _ in range(300):
+        kept.clear()
+        (step,) = walk(env, 1)
+        (lanes,) = np.nonzero(step.terminated_N & env._practises_N)
+        if len(lanes) != 1 or len(kept) != 1:
+            continue
+        (lane,) = lanes.tolist()
+        expected = decode(env._ram_NR[lane : lane + 1], kept[0].game)
+        np.testing.assert_array_equal(env._state.lane(lane).packed(), expected.packed())
+        if kept[0].game.x_offset[0] == 1500:
+            elsewhere += 1
+            assert int(env._state.x_raw_best[lane]) < 1500 < int(env._state.x_best[lane])
+    env.close()
+    assert elsewhere > 3
+
+
 def test_every_reported_episode_began_at_the_start() -> None:
     env = MarioVectorEnv(WALK, 4, (2,))
     env.reset()

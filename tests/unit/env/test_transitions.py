@@ -50,6 +50,7 @@ def test_skipped_they_are_the_same_game(pipe: int) -> None:
     assert abs(int(skipped.x_pos_N[0]) - before) <= 3 * 8, "another area is no progress"
     assert int(skipped._clock.length_N[0]) == 11
     assert int(watched._clock.length_N[0]) == 10 + steps
+    assert skipped._clock.frames_N.tolist() == watched._clock.frames_N.tolist() == [8 * (10 + steps)]
     assert skipped._clock.return_N[0] == pytest.approx(watched._clock.return_N[0])
 
 
@@ -63,6 +64,8 @@ def test_the_lanes_beside_it_take_one_step() -> None:
             np.testing.assert_array_equal(beside._ram_NR[lane], alone._ram_NR[0])
             np.testing.assert_array_equal(beside._frame_NHW[lane], alone._frame_NHW[0])
     assert beside._clock.length_N.tolist() == [15, 15, 15]
+    frames_N = beside._clock.frames_N.tolist()
+    assert frames_N[0] == frames_N[2] == 15 * 8 < frames_N[1] - 200
 
 
 def test_who_watches_sees_every_frame_of_it() -> None:

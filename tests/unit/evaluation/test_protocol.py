@@ -212,6 +212,7 @@ def an_episode(lane: int, x: int, flag: bool, length: int = 1, level: str = "1-1
         flag_get=flag,
         end="flag" if flag else "death",
         seconds=0.0,
+        frames=4 * length,
     )
 
 

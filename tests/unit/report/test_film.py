@@ -102,6 +102,22 @@ def test_a_decoded_film_of_a_moving_mario_moves_as_the_machine_did(
         assert distance[1] == min(distance)
 
 
+@pytest.mark.parametrize("sent", [0, 1])
+def test_a_grid_shows_every_frame_of_a_lanes_way_through_a_pipe(
+    sent: int, network: ActorCritic, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    class Sent(MarioVectorEnv):
+        def reset(self) -> U8:
+            frame_NHW = super().reset()
+            self._lanes.emulators[sent].poke(0x0E, 2)
+            return frame_NHW
+
+    monkeypatch.setattr("mario_dist.report.film.MarioVectorEnv", Sent)
+    through = len(watch(network, Look(1, 2), episodes=2, env=dataclasses.replace(ENV, skip_transitions=True)))
+    assert through > 24 * 4 + 200
+    assert (through - 1) % 4 == 0
+
+
 def first_episodes(network: ActorCritic, env: EnvConfig, lanes: int) -> list[list[U8]]:
     """Each lane's pictures until its first episode ends, watched without any of the film's code."""
     pictures: list[list[U8]] = [[] for _ in range(lanes)]

@@ -116,7 +116,9 @@ def test_every_field_of_an_episode_comes_back(store: RunStore, make_run: MakeRun
     store.add_episodes("r1", 128, [stored])
     [row] = store.episodes("r1")
     expected = {f.name: getattr(stored, f.name) for f in dataclasses.fields(stored) if f.name != "episode"}
-    assert row == {"agent_steps": 128, **expected, **dataclasses.asdict(stored.episode)}
+    episode = dataclasses.asdict(stored.episode)
+    del episode["frames"]
+    assert row == {"agent_steps": 128, **expected, **episode}
 
 
 def test_numpy_scalars_are_stored_as_numbers(store: RunStore, make_run: MakeRun, record: MakeRecord) -> None:
