@@ -39,7 +39,7 @@ def main() -> None:
     for panel in panels:
         panel.axhline(95, color="grey", linewidth=0.5)
         panel.grid(alpha=0.2)
-    panels[0].legend(loc="upper left")
+    panels[1].legend(loc="lower right")
     figure.tight_layout()
     figure.savefig(arguments.out)
 
