@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
+import torch
 
 from mario_dist import machine
 from mario_dist.algos.apex import ApexConfig
@@ -109,6 +110,7 @@ def _plan(config: RunConfig) -> Plan:
 
 def _record(config: RunConfig) -> list[Unroll]:
     """What an untrained network plays from the level's start on, by its epsilons."""
+    torch.set_num_threads(1)  # on a busy machine, more wait for each other at each of its small steps
     worker = make_worker(config, lanes=config.rollout.lanes or _LANES, threads=machine.cores())
     weights = get_weights(make_network(config), version=0)
     try:
