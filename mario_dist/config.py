@@ -319,7 +319,8 @@ def _read(path: Path, above: tuple[Path, ...]) -> dict[str, Any]:
     try:
         tree = yaml.safe_load(path.read_text())
     except FileNotFoundError:
-        raise UserError(f"there is no configuration file {path}") from None
+        named = f", the base of {above[-1]}" if above else ""
+        raise UserError(f"there is no configuration file {path}{named}") from None
     except OSError as error:
         raise UserError(f"cannot read {path}: {error.strerror}") from error
     except (yaml.YAMLError, UnicodeDecodeError) as error:

@@ -17,6 +17,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("documents", type=Path, nargs="+")
     parser.add_argument("out", type=Path)
+    parser.add_argument("--on", help="what each training had, instead of all cores of the machine")
     arguments = parser.parse_args()
     configs = {}
     for path in arguments.documents:
@@ -35,7 +36,8 @@ def main() -> None:
             panels[0].plot([s / 1000 for s in steps], [100 * r for r in rates], **style)
             panels[1].plot([s / 60 for s in seconds], [100 * r for r in rates], **style)
     panels[0].set(xlabel="thousand agent steps", ylabel=f"% of {episodes} episodes cleared", ylim=(-3, 103))
-    panels[1].set(xlabel=f"minutes of training, {machine['cpu']}, {machine['cores']} cores")
+    on = arguments.on or f"{machine['cores']} cores"
+    panels[1].set(xlabel=f"minutes of training, {machine['cpu']}, {on}")
     for panel in panels:
         panel.axhline(95, color="grey", linewidth=0.5)
         panel.grid(alpha=0.2)

@@ -87,7 +87,8 @@ def show_command(
     for checkpoint in checkpoints:
         rate = checkpoint.evaluation["clear_rate"] if checkpoint.evaluation else None
         judged = f"  cleared {rate:.0%}" if rate is not None else ""
-        print(f"  {checkpoint.kind:6} {checkpoint.agent_steps:>12,}  {checkpoint.path}{judged}")
+        kept = "" if Path(checkpoint.path).exists() else "  (no longer there)"
+        print(f"  {checkpoint.kind:6} {checkpoint.agent_steps:>12,}  {checkpoint.path}{judged}{kept}")
     for evaluation in evaluations:
         report = evaluation.report
         low, high = report["clear_rate_ci"]

@@ -109,6 +109,8 @@ def resume_state(ref: str) -> tuple[TrainState, Path]:
 
     Raises ``UserError`` where it is damaged, naming it and the one before it.
     """
+    if ref.startswith(PREFIX):
+        raise UserError(f"{ref} is a network alone; begin with it by mario-dist train --init {ref}")
     path = Path(ref)
     if (path / "manifest.json").is_file() or path.name.startswith("step-"):
         candidates = [path, *(p for p in list_checkpoints(path.parent) if p.name < path.name)]

@@ -82,7 +82,8 @@ def run_training(
     resumed = None if resume is None else _resumed(resume)
     if resumed is not None and resumed.counters.agent_steps >= config.total_steps:
         raise UserError(
-            f"{run_id} has done its {config.total_steps:,} agent steps; give a larger total_steps to train on"
+            f"{run_id} has done {resumed.counters.agent_steps:,} of {config.total_steps:,} agent steps;"
+            " give a larger total_steps to train on"
         )
     with ExitStack() as stack:
         plan, gpu = _plan(config, address, stack)

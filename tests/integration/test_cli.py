@@ -106,7 +106,7 @@ def test_a_finished_run_is_not_run_again(
     result = here("train", "--resume", "latest")
     assert result.returncode == 1
     (line,) = result.stderr.splitlines()
-    assert "has done its 1,024 agent steps; give a larger total_steps" in line
+    assert "has done 1,024 of 1,024 agent steps; give a larger total_steps" in line
 
 
 @pytest.mark.parametrize(
