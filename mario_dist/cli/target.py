@@ -109,9 +109,7 @@ def resume_state(ref: str) -> tuple[TrainState, Path]:
 
     Raises ``UserError`` where it is damaged, naming it and the one before it.
     """
-    if ref.startswith(PREFIX):
-        raise UserError(f"{ref} is a network alone; begin with it by mario-dist train --init {ref}")
-    path = Path(ref)
+    path = find_checkpoint(ref) if ref.startswith(PREFIX) else Path(ref)
     if (path / "manifest.json").is_file() or path.name.startswith("step-"):
         candidates = [path, *(p for p in list_checkpoints(path.parent) if p.name < path.name)]
     else:
@@ -125,5 +123,5 @@ def resume_state(ref: str) -> tuple[TrainState, Path]:
         offer = f"; the one before it: mario-dist train --resume {older[0]}" if older else ""
         raise UserError(f"{error}{offer}") from error
     if "workers" not in state.meta:
-        raise UserError(f"{ref} is a network alone, of the zoo; begin with it by mario-dist train --init")
+        raise UserError(f"{ref} is a network alone; begin with it by mario-dist train --init {ref}")
     return state, newest

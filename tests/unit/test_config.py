@@ -136,7 +136,7 @@ def test_a_file_says_only_what_is_different_from_its_base(tmp_path: Path) -> Non
 @pytest.mark.parametrize(
     ("text", "expected"),
     [
-        ("base: nowhere.yaml", "there is no configuration file"),
+        ("base: nowhere.yaml", r"there is no configuration file .*nowhere.yaml, the base of .*it.yaml"),
         ("base: it.yaml", "it.yaml is its own base"),
         ("base: [1]", "it.yaml: base names one file"),
         ('base: "a\\0b"', "it.yaml: base names one file"),

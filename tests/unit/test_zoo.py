@@ -9,13 +9,14 @@ import pytest
 
 from mario_dist import config as configuration
 from mario_dist.checkpoint import TrainState, load_checkpoint
-from mario_dist.cli.target import load_policy
+from mario_dist.cli.target import load_policy, resume_state
 from mario_dist.config import RunConfig, to_tree
 from mario_dist.errors import UserError
 from mario_dist.evaluation import SETTINGS, EvalProtocol, evaluate
 from mario_dist.learner import network_arrays
 from mario_dist.nets import get_weights
 from mario_dist.system.build import make_network
+from mario_dist.system.run import _unlike
 from mario_dist.types import part
 from mario_dist.zoo import add_to_zoo, half_precision, zoo_checkpoint, zoo_entry, zoo_names
 
@@ -68,6 +69,22 @@ def test_what_the_zoo_does_not_have_is_refused() -> None:
         zoo_checkpoint("9-9")
     with pytest.raises(UserError, match=r"there is no zoo:\.\./secrets"):
         load_policy("zoo:../secrets")
+
+
+def test_a_network_alone_is_to_begin_with_and_not_to_resume() -> None:
+    for ref in ("zoo:1-1", str(zoo_checkpoint("1-1"))):
+        with pytest.raises(
+            UserError, match=f"{ref} is a network alone; begin with it by mario-dist train --init"
+        ):
+            resume_state(ref)
+
+
+def test_beginning_with_a_network_that_saw_other_pictures_is_told() -> None:
+    init = load_checkpoint(zoo_checkpoint("1-1"))
+    env = configuration.parse(init.meta["config"]).env
+    assert _unlike(env, init) == ""
+    other = dataclasses.replace(env, frame_skip=4, show_buttons=False, noop_max=0)
+    assert _unlike(other, init) == ", which learned with other env.frame_skip, env.show_buttons"
 
 
 @pytest.mark.parametrize("name", zoo_names())
