@@ -2,6 +2,6 @@
 
 from mario_dist.registry.connection import default_tracking_uri
 from mario_dist.registry.evaluations import record_evaluation
-from mario_dist.registry.tracker import Tracker
+from mario_dist.registry.tracker import RunEnd, Tracker
 
-__all__ = ["Tracker", "default_tracking_uri", "record_evaluation"]
+__all__ = ["RunEnd", "Tracker", "default_tracking_uri", "record_evaluation"]

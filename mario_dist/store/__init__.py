@@ -13,7 +13,7 @@ from mario_dist.store.rows import (
     RunStatus,
 )
 from mario_dist.store.run_store import RunStore
-from mario_dist.store.writer import StoreWriter
+from mario_dist.store.writer import StoreWriter, replay
 
 __all__ = [
     "CheckpointKind",
@@ -30,4 +30,5 @@ __all__ = [
     "StoreWriter",
     "default_url",
     "normalise_url",
+    "replay",
 ]

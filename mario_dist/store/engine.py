@@ -52,7 +52,15 @@ def open_engine(url: str, busy_timeout_s: float) -> tuple[Engine, str]:
     parsed = _parse(url)
     if parsed.get_backend_name() == "sqlite":
         return _open_sqlite(parsed, busy_timeout_s)
-    defaults = {"connect_timeout": CONNECT_TIMEOUT_S, "application_name": "mario-dist"}
+    defaults: dict[str, int | str] = {
+        "connect_timeout": CONNECT_TIMEOUT_S,
+        "application_name": "mario-dist",
+        # A server that vanished without a word is given up after half a minute, not after fifteen.
+        "keepalives_idle": 10,
+        "keepalives_interval": 5,
+        "keepalives_count": 3,
+        "tcp_user_timeout": 30_000,
+    }
     where = parsed.set(drivername="postgresql", password=None, query={}).render_as_string()
     engine = create_engine(
         parsed,

@@ -126,16 +126,37 @@ class EpisodeSummary(TypedDict):
     mean_return_last_100: float | None
 
 
+@dataclass(slots=True)
+class Rows:
+    """What a run writes in one transaction: rows of each table without the run's id, and changes of the run.
+
+    All values are JSON-able but for times, so that a journal can keep them.
+    """
+
+    episodes: list[dict[str, object]] = field(default_factory=list)
+    metrics: list[dict[str, object]] = field(default_factory=list)
+    checkpoints: list[dict[str, object]] = field(default_factory=list)
+    run: RunChanges = field(default_factory=RunChanges)
+
+    def __len__(self) -> int:
+        return len(self.episodes) + len(self.metrics) + len(self.checkpoints) + bool(self.run)
+
+    def extend(self, later: "Rows") -> None:
+        self.episodes += later.episodes
+        self.metrics += later.metrics
+        self.checkpoints += later.checkpoints
+        self.run |= later.run
+
+
 # NumPy's scalars are not what a database driver expects (SQLite stores np.int64 as a blob).
 _PLAIN = {
     f.name: f.type if f.type in (int, float, bool) else str for f in fields(Episode) if f.name != "frames"
 }
 
 
-def episode_values(run_id: str, agent_steps: int, record: EpisodeRecord) -> dict[str, object]:
+def episode_values(agent_steps: int, record: EpisodeRecord) -> dict[str, object]:
     """The columns of one episode. ``end`` is a reserved word in SQL, so its column is ``ended_by``."""
     values: dict[str, object] = {
-        "run_id": run_id,
         "agent_steps": int(agent_steps),
         "actor": int(record.actor),
         "incarnation": int(record.incarnation),
@@ -147,9 +168,12 @@ def episode_values(run_id: str, agent_steps: int, record: EpisodeRecord) -> dict
     return values
 
 
-def metric_values(
-    run_id: str, agent_steps: int, wall_s: float, metrics: Mapping[str, float]
-) -> list[dict[str, object]]:
+def metric_values(agent_steps: int, wall_s: float, metrics: Mapping[str, float]) -> list[dict[str, object]]:
     """The rows of one report of metrics."""
-    at: dict[str, object] = {"run_id": run_id, "agent_steps": int(agent_steps), "wall_s": float(wall_s)}
+    at: dict[str, object] = {"agent_steps": int(agent_steps), "wall_s": float(wall_s)}
     return [at | {"name": name, "value": float(value)} for name, value in metrics.items()]
+
+
+def row_values(row: Any) -> dict[str, Any]:
+    """The columns of a row that is a dataclass."""
+    return {f.name: getattr(row, f.name) for f in fields(row)}

@@ -5,7 +5,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import fields
 from types import TracebackType
-from typing import Any, Self, Unpack, cast
+from typing import Self, Unpack, cast
 
 from sqlalchemy import Connection, Table, case, delete, func, insert, select, update
 from sqlalchemy.dialects import postgresql, sqlite
@@ -19,10 +19,12 @@ from mario_dist.store.rows import (
     EpisodeSummary,
     EvaluationRow,
     MetricRow,
+    Rows,
     RunChanges,
     RunRow,
     episode_values,
     metric_values,
+    row_values,
     utc_now,
 )
 from mario_dist.store.schema import migrate
@@ -66,7 +68,7 @@ class RunStore:
 
     def create_run(self, run: RunRow) -> None:
         with self._write() as connection:
-            connection.execute(insert(tables.runs).values(_values(run)))
+            connection.execute(insert(tables.runs).values(row_values(run)))
 
     def get_run(self, ref: str) -> RunRow:
         """The run with this id, the one whose id begins so, or the newest for ``latest``.
@@ -94,13 +96,8 @@ class RunStore:
 
         Raises ``UserError`` for an unknown run.
         """
-        values: dict[str, object] = {**changes, "updated_at": utc_now()}
-        if "status" in changes:
-            values.setdefault("ended_at", None if changes["status"] == "running" else values["updated_at"])
         with self._write() as connection:
-            result = connection.execute(update(tables.runs).where(tables.runs.c.id == run_id).values(values))
-            if result.rowcount == 0:
-                raise UserError(f"there is no run {run_id!r} in {self.where}")
+            self._change_run(connection, run_id, changes)
 
     def rewind(self, run_id: str, agent_steps: int) -> int:
         """Forget what came after ``agent_steps``, which a resume does again. Returns the rows deleted."""
@@ -115,33 +112,29 @@ class RunStore:
 
     # What a run leaves behind
 
-    def add_rows(
-        self,
-        run_id: str,
-        episodes: Iterable[tuple[int, EpisodeRecord]] = (),
-        metrics: Iterable[tuple[int, float, Mapping[str, float]]] = (),
-    ) -> None:
-        """Episodes (agent_steps, record) and metrics (agent_steps, wall_s, values) in one transaction.
+    def write(self, run_id: str, rows: Rows) -> None:
+        """All of ``rows`` in one transaction.
 
         Rows that are there already are replaced, so that doing it again changes nothing.
         """
-        episode_rows = [episode_values(run_id, steps, record) for steps, record in episodes]
-        metric_rows = [
-            row for steps, wall_s, values in metrics for row in metric_values(run_id, steps, wall_s, values)
-        ]
         with self._write() as connection:
-            _upsert(connection, tables.episodes, episode_rows)
-            _upsert(connection, tables.metrics, metric_rows)
+            for table, values in (
+                (tables.episodes, rows.episodes),
+                (tables.metrics, rows.metrics),
+                (tables.checkpoints, rows.checkpoints),
+            ):
+                _upsert(connection, table, [{"run_id": run_id, **row} for row in values])
+            if rows.run:
+                self._change_run(connection, run_id, rows.run)
 
     def add_episodes(self, run_id: str, agent_steps: int, records: Sequence[EpisodeRecord]) -> None:
-        self.add_rows(run_id, episodes=[(agent_steps, record) for record in records])
+        self.write(run_id, Rows(episodes=[episode_values(agent_steps, record) for record in records]))
 
     def add_metrics(self, run_id: str, agent_steps: int, wall_s: float, values: Mapping[str, float]) -> None:
-        self.add_rows(run_id, metrics=[(agent_steps, wall_s, values)])
+        self.write(run_id, Rows(metrics=metric_values(agent_steps, wall_s, values)))
 
     def add_checkpoint(self, run_id: str, checkpoint: CheckpointRow) -> None:
-        with self._write() as connection:
-            _upsert(connection, tables.checkpoints, [{"run_id": run_id, **_values(checkpoint)}])
+        self.write(run_id, Rows(checkpoints=[row_values(checkpoint)]))
 
     def checkpoints(self, run_id: str) -> list[CheckpointRow]:
         """A run's checkpoints, oldest first. Their files may have been pruned since."""
@@ -154,7 +147,7 @@ class RunStore:
     def add_evaluation(self, run_id: str, evaluation: EvaluationRow) -> None:
         """Keep what a protocol said of a checkpoint; of the same protocol, what it says now."""
         with self._write() as connection:
-            _upsert(connection, tables.evaluations, [{"run_id": run_id, **_values(evaluation)}])
+            _upsert(connection, tables.evaluations, [{"run_id": run_id, **row_values(evaluation)}])
 
     def evaluations(self, run_id: str) -> list[EvaluationRow]:
         """A run's evaluations by ``mario-dist eval``, by agent steps and then by time."""
@@ -222,6 +215,14 @@ class RunStore:
         with self._read() as connection:
             return [cast(MetricRow, dict(row._mapping)) for row in connection.execute(query)]
 
+    def _change_run(self, connection: Connection, run_id: str, changes: RunChanges) -> None:
+        values: dict[str, object] = {**changes, "updated_at": utc_now()}
+        if "status" in changes:
+            values.setdefault("ended_at", None if changes["status"] == "running" else values["updated_at"])
+        result = connection.execute(update(tables.runs).where(tables.runs.c.id == run_id).values(values))
+        if result.rowcount == 0:
+            raise UserError(f"there is no run {run_id!r} in {self.where}")
+
     @contextmanager
     def _read(self) -> Iterator[Connection]:
         with clear_errors(self._engine, self.where), self._engine.begin() as connection:
@@ -254,17 +255,15 @@ def resolve(ref: str, ids_newest_first: Sequence[str]) -> str:
     raise UserError(f"there is no run {ref!r}; {hint} ('mario-dist runs list' shows all)")
 
 
-def _values(row: RunRow | CheckpointRow | EvaluationRow) -> dict[str, Any]:
-    return {f.name: getattr(row, f.name) for f in fields(row)}
-
-
 def _upsert(connection: Connection, table: Table, rows: Sequence[Mapping[str, object]]) -> None:
     """Insert, or replace where the primary key is there already; the last of equal keys wins."""
     if not rows:
         return
     keys = [column.name for column in table.primary_key]
+    # PostgreSQL refuses to replace a row twice in one statement.
+    rows = list({tuple(row[key] for key in keys): row for row in rows}.values())
     make = sqlite.insert if connection.dialect.name == "sqlite" else postgresql.insert
     statement = make(table)
     replaced = {c.name: statement.excluded[c.name] for c in table.columns if c.name not in keys}
     statement = statement.on_conflict_do_update(index_elements=keys, set_=replaced)
-    connection.execute(statement, list(rows))
+    connection.execute(statement, rows)

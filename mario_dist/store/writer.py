@@ -1,91 +1,118 @@
-"""Writes to the run store off the hot path: a bounded queue and one thread."""
+"""Writes to the run store off the hot path, through a journal that bears the database's absence."""
 
 import logging
 import threading
 import time
-from collections import deque
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from pathlib import Path
 from types import TracebackType
-from typing import Self
+from typing import Self, Unpack
 
 from mario_dist.store.engine import StoreUnavailable
+from mario_dist.store.journal import Journal, read_segment, segments
+from mario_dist.store.rows import (
+    CheckpointRow,
+    Rows,
+    RunChanges,
+    episode_values,
+    metric_values,
+    row_values,
+)
 from mario_dist.store.run_store import RunStore
 from mario_dist.types import EpisodeRecord
+
+BATCH_ROWS = 5000
+"""In one transaction, about."""
 
 _log = logging.getLogger(__name__)
 
 
-@dataclass(frozen=True, slots=True)
-class _Episodes:
-    agent_steps: int
-    records: tuple[EpisodeRecord, ...]
-
-
-@dataclass(frozen=True, slots=True)
-class _Metrics:
-    agent_steps: int
-    wall_s: float
-    values: Mapping[str, float]
-
-
 class StoreWriter:
-    """Takes episodes and metrics at once and makes them durable in batches, each in one transaction.
+    """Takes a run's rows at once, and brings them to the database in batches, each in one transaction.
 
-    A full queue (``capacity`` calls) blocks the caller. A write that the database refuses is tried again
-    after each of ``retry_s`` seconds; then, or for any other failure, the error is kept and every later call
-    raises it. Rows are on disk after ``flush`` or ``close``, and else about ``linger_s`` after the call.
+    A call appends to the journal and returns; a thread empties that into the database about ``linger_s``
+    later, or at ``flush``. While the database is away the journal grows, and the thread tries again after
+    pauses that double from ``backoff_s[0]`` to ``backoff_s[1]`` seconds. Rows are upserts, so what a killed
+    process had written already is written again and there once. A failure that is not the database's absence
+    is kept, and every later call raises it.
     """
 
     def __init__(
         self,
         store: RunStore,
         run_id: str,
+        journal: Path,
         *,
-        capacity: int = 1024,
         linger_s: float = 0.25,
-        retry_s: Sequence[float] = (0.1, 0.5, 2.0, 5.0, 15.0),
+        backoff_s: tuple[float, float] = (0.1, 5.0),
+        patience_s: float = 10.0,
     ) -> None:
+        """Go on with the folder ``journal``. ``patience_s``: how long ``flush`` and ``close`` wait for a
+        database that does not answer. Raises ``UserError`` where the folder cannot be made."""
         self._store = store
         self._run_id = run_id
-        self._capacity = capacity
+        self._journal = Journal(journal)
         self._linger_s = linger_s
-        self._retry_s = tuple(retry_s)
+        self._backoff_s = backoff_s
+        self._patience_s = patience_s
         self._changed = threading.Condition()
-        self._pending: deque[_Episodes | _Metrics] = deque()
-        self._accepted = 0
+        self._accepted = 1 if self._journal.sealed() else 0  # what an earlier process left
         self._durable = 0
         self._flush_until = 0
+        self._away = False
         self._closed = False
+        self._given_up = False
         self._error: BaseException | None = None
         self._thread = threading.Thread(target=self._run, name="store-writer", daemon=True)
         self._thread.start()
 
     def episodes(self, agent_steps: int, records: Sequence[EpisodeRecord]) -> None:
-        """Queue finished episodes. Raises what an earlier write met."""
-        if records:
-            self._put(_Episodes(agent_steps, tuple(records)))
+        """Finished episodes."""
+        self._put(Rows(episodes=[episode_values(agent_steps, record) for record in records]))
 
     def metrics(self, agent_steps: int, wall_s: float, values: Mapping[str, float]) -> None:
-        """Queue training metrics. Raises what an earlier write met."""
-        if values:
-            self._put(_Metrics(agent_steps, wall_s, dict(values)))
+        """Training metrics."""
+        self._put(Rows(metrics=metric_values(agent_steps, wall_s, values)))
+
+    def checkpoint(self, row: CheckpointRow) -> None:
+        self._put(Rows(checkpoints=[row_values(row)]))
+
+    def run(self, **changes: Unpack[RunChanges]) -> None:
+        """Change the run's own row."""
+        self._put(Rows(run=changes))
 
     def flush(self) -> None:
-        """Wait until everything queued so far is durable. Raises what the writes met."""
+        """Wait until everything so far is in the database or, where that is away, safe in the journal.
+
+        Raises what the writes met.
+        """
         with self._changed:
             target = self._flush_until = self._accepted
             self._changed.notify_all()
-            self._changed.wait_for(lambda: self._durable >= target or self._error is not None)
+            self._changed.wait_for(
+                lambda: self._durable >= target or self._error is not None or self._away, self._patience_s
+            )
             self._raise_error()
+            if self._durable < target:
+                self._journal.sync()
 
-    def close(self) -> None:
-        """Flush and end the thread. Raises what the writes met."""
+    def close(self) -> bool:
+        """Flush and end the thread. False where rows are left in the journal, for ``replay`` to write.
+
+        Raises what the writes met.
+        """
         with self._changed:
             self._closed = True
             self._changed.notify_all()
-        self._thread.join()
+        self._thread.join(self._patience_s)
+        with self._changed:
+            self._given_up = True
+            self._changed.notify_all()
+        self._thread.join(1.0)  # it may wait for an answer for ever; the process ends without it
+        self._journal.sync()
         self._raise_error()
+        self._journal.close()
+        return not segments(self._journal.directory)
 
     def __enter__(self) -> Self:
         return self
@@ -95,17 +122,15 @@ class StoreWriter:
     ) -> None:
         self.close()
 
-    def _put(self, item: _Episodes | _Metrics) -> None:
+    def _put(self, rows: Rows) -> None:
         with self._changed:
-            self._changed.wait_for(
-                lambda: len(self._pending) < self._capacity or self._closed or self._error is not None
-            )
             self._raise_error()
             if self._closed:
                 raise RuntimeError("the store writer is closed")
-            self._pending.append(item)
-            self._accepted += 1
-            self._changed.notify_all()
+            if len(rows):
+                self._journal.append(rows)
+                self._accepted += 1
+                self._changed.notify_all()
 
     def _raise_error(self) -> None:
         if self._error is not None:
@@ -113,38 +138,89 @@ class StoreWriter:
 
     def _run(self) -> None:
         try:
-            while batch := self._take():
-                self._write(batch)
+            while sealed := self._seal():
+                if not self._empty_journal():
+                    return
                 with self._changed:
-                    self._durable += len(batch)
+                    self._durable = sealed
                     self._changed.notify_all()
         except BaseException as error:  # this thread has no one to raise to: the next call does
             with self._changed:
                 self._error = error
                 self._changed.notify_all()
 
-    def _take(self) -> list[_Episodes | _Metrics]:
-        """Wait for work, and a little for more of it. Empty when the writer is closed and all is written."""
+    def _seal(self) -> int:
+        """Wait for rows, and a little for more, and seal them. How many calls were accepted so far; 0 when
+        the writer is closed and all is written."""
         with self._changed:
-            self._changed.wait_for(lambda: self._pending or self._closed)
+            self._changed.wait_for(lambda: self._accepted > self._durable or self._closed)
             self._changed.wait_for(
-                lambda: (
-                    self._closed or self._flush_until > self._durable or len(self._pending) >= self._capacity
-                ),
-                timeout=self._linger_s,
+                lambda: self._closed or self._flush_until > self._durable, timeout=self._linger_s
             )
-            batch = list(self._pending)
-            self._pending.clear()
-            self._changed.notify_all()
-            return batch
+            self._journal.seal()
+            return self._accepted if self._accepted > self._durable else 0
 
-    def _write(self, batch: Sequence[_Episodes | _Metrics]) -> None:
-        episodes = [(i.agent_steps, r) for i in batch if isinstance(i, _Episodes) for r in i.records]
-        metrics = [(i.agent_steps, i.wall_s, i.values) for i in batch if isinstance(i, _Metrics)]
-        for wait_s in self._retry_s:
-            try:
-                return self._store.add_rows(self._run_id, episodes, metrics)
-            except StoreUnavailable as error:
-                _log.warning("%s; trying again in %g s", error, wait_s)
-                time.sleep(wait_s)
-        self._store.add_rows(self._run_id, episodes, metrics)
+    def _empty_journal(self) -> bool:
+        """Bring every sealed segment to the database, however long it is away; False where given up."""
+        pause_s, longest_s = self._backoff_s
+        since = time.monotonic()
+        for path in self._journal.sealed():
+            while not self._try_write(path):
+                if self._pause(pause_s):
+                    return False
+                pause_s = min(2 * pause_s, longest_s)
+        if self._away:
+            self._away = False
+            _log.warning(
+                "the run database is back, after %.0f s, and has every row", time.monotonic() - since
+            )
+        return True
+
+    def _try_write(self, segment: Path) -> bool:
+        try:
+            write_segment(self._store, self._run_id, segment)
+        except StoreUnavailable as error:
+            if not self._away:
+                _log.warning("%s; until it is back, rows wait in %s", error, self._journal.directory)
+            return False
+        return True
+
+    def _pause(self, seconds: float) -> bool:
+        """Wait before the next try. Whether it was given up."""
+        with self._changed:
+            self._away = True
+            self._changed.notify_all()
+            return self._changed.wait_for(lambda: self._given_up, seconds)
+
+
+def write_segment(store: RunStore, run_id: str, segment: Path) -> int:
+    """Bring a sealed segment to the database and remove it. Returns its rows.
+
+    Raises ``StoreUnavailable`` where the database is away; what it has by then, it will get again.
+    """
+    count = 0
+    batch = Rows()
+    for rows in read_segment(segment):
+        batch.extend(rows)
+        if len(batch) >= BATCH_ROWS:
+            store.write(run_id, batch)
+            count += len(batch)
+            batch = Rows()
+    if len(batch):
+        store.write(run_id, batch)
+    segment.unlink(missing_ok=True)  # a damaged one was set aside
+    return count + len(batch)
+
+
+def replay(store: RunStore, run_id: str, journal: Path) -> int:
+    """Bring what a dead process left in its journal to the database. Returns the rows.
+
+    Raises ``StoreUnavailable`` where the database is away, and ``UserError`` where it has no such run.
+    """
+    found = segments(journal)
+    if not found:
+        return 0
+    store.get_run(run_id)
+    count = sum(write_segment(store, run_id, segment) for segment in found)
+    Journal(journal).close()
+    return count

@@ -7,11 +7,11 @@ import shutil
 import time
 from collections import deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 from mario_dist import config as configuration
 from mario_dist import machine
@@ -29,11 +29,20 @@ from mario_dist.checkpoint import (
 )
 from mario_dist.config import RunConfig
 from mario_dist.errors import UserError
-from mario_dist.registry import Tracker
+from mario_dist.registry import RunEnd, Tracker
 from mario_dist.report.live import LiveView
 from mario_dist.report.progress import Progress
 from mario_dist.report.sinks import Sink, check_tracking, open_sinks
-from mario_dist.store import CheckpointKind, CheckpointRow, RunChanges, RunRow, RunStore, StoreWriter
+from mario_dist.store import (
+    CheckpointKind,
+    CheckpointRow,
+    RunChanges,
+    RunRow,
+    RunStore,
+    StoreUnavailable,
+    StoreWriter,
+    replay,
+)
 from mario_dist.system.collapse import Alarm, CollapseDetector
 from mario_dist.system.filming import clip_path, clip_wanted, film_best
 from mario_dist.system.topology import Counters, Iteration, Judge, Recovery
@@ -72,7 +81,6 @@ class Session:
         run_id: str,
         config: RunConfig,
         directory: Path,
-        store: RunStore,
         writer: StoreWriter,
         tracker: Tracker,
         view: LiveView,
@@ -85,7 +93,6 @@ class Session:
         self.counters = resumed.counters
         self.best = resumed.best
         self._config = config
-        self._store = store
         self._writer = writer
         self._tracker = tracker
         self._sinks = sinks
@@ -256,13 +263,12 @@ class Session:
             mark_best(self.checkpoints, path, dataclasses.asdict(evaluation))
         prune(self.checkpoints, self._config.checkpoint.keep)
         kind: CheckpointKind = "final" if last else "best" if best else "latest"
-        self._store.add_checkpoint(
-            self.run_id,
+        self._writer.checkpoint(
             CheckpointRow(
                 agent_steps=counters.agent_steps, path=str(path), kind=kind, evaluation=meta["evaluation"]
-            ),
+            )
         )
-        self._store.update_run(self.run_id, agent_steps=counters.agent_steps)
+        self._writer.run(agent_steps=counters.agent_steps)
         if best:
             self._tracker.artifacts(path, "checkpoints/best", FILES)
         if kind == "final":
@@ -385,7 +391,7 @@ def open_session(
                 shutil.rmtree(directory)  # it holds the lock and empty event files only
             raise
         session: Session | None = None
-        status: Literal["finished", "stopped", "failed"] = "failed"
+        status: RunEnd = "failed"
         try:
             (directory / "config.yaml").write_text(configuration.dump(config))
             changes: RunChanges = {
@@ -410,15 +416,14 @@ def open_session(
                 )
                 store.create_run(row)
             else:
+                replay(store, run_id, directory / "journal")
                 store.rewind(run_id, resumed.counters.agent_steps)
                 set_aside_newer(directory / "checkpoints", resumed.counters.agent_steps)
                 again: RunChanges = {**changes, "status": "running", "ended_at": None}
                 store.update_run(run_id, **again)
-            writer = StoreWriter(store, run_id)
+            writer = StoreWriter(store, run_id, directory / "journal")
             view = stack.enter_context(LiveView(run_id, config))
-            session = Session(
-                run_id, config, directory, store, writer, tracker, view, resumed, mlflow_run_id, sinks
-            )
+            session = Session(run_id, config, directory, writer, tracker, view, resumed, mlflow_run_id, sinks)
             try:
                 yield session
                 status = "finished" if session.finished else "stopped"
@@ -426,14 +431,27 @@ def open_session(
                 status = "stopped"
                 raise
             finally:
-                writer.close()
+                _end(session, store, writer, status)
         finally:
-            if session is not None:
-                steps = session.counters.agent_steps
-                store.update_run(run_id, status=status, ended_at=datetime.now(UTC), agent_steps=steps)
             tracker.finish(status)
             if session is not None and tracker.dropped:
                 session.note(f"{tracker.dropped} metric values did not reach MLflow")
+
+
+def _end(session: Session, store: RunStore, writer: StoreWriter, status: RunEnd) -> None:
+    """Write the run's end, and everything before it."""
+    ended_at, steps = datetime.now(UTC), session.counters.agent_steps
+    try:
+        writer.run(status=status, ended_at=ended_at, agent_steps=steps)
+        if not writer.close():
+            session.note(
+                f"the run database {store.where} is away: what it misses waits in"
+                f" {session.directory / 'journal'}, and 'mario-dist db replay' brings it there"
+            )
+    except Exception:
+        with suppress(StoreUnavailable):
+            store.update_run(session.run_id, status="failed", ended_at=ended_at, agent_steps=steps)
+        raise
 
 
 def _make_directory(directory: Path) -> None:

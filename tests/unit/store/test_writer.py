@@ -1,27 +1,37 @@
+import math
+import random
 import sqlite3
 import subprocess
 import sys
-import threading
 import time
 from collections.abc import Callable
+from datetime import UTC, datetime
 from pathlib import Path
 
 import pytest
 from sqlalchemy import create_engine, text
 from sqlalchemy.exc import IntegrityError
 
-from mario_dist.store import RunRow, RunStore, StoreUnavailable, StoreWriter
+from mario_dist.errors import UserError
+from mario_dist.store import CheckpointRow, RunRow, RunStore, StoreWriter, replay
+from mario_dist.store.journal import Journal, segments
+from mario_dist.store.rows import Rows, episode_values
 from mario_dist.types import EpisodeRecord
 
 MakeRun = Callable[..., RunRow]
 MakeRecord = Callable[..., EpisodeRecord]
 
 
+@pytest.fixture
+def journal(tmp_path: Path) -> Path:
+    return tmp_path / "runs" / "r1" / "journal"
+
+
 def test_close_makes_thousands_of_rows_durable(
-    store: RunStore, url: str, make_run: MakeRun, record: MakeRecord
+    store: RunStore, url: str, make_run: MakeRun, record: MakeRecord, journal: Path
 ) -> None:
     store.create_run(make_run("r1"))
-    with StoreWriter(store, "r1", capacity=64) as writer:
+    with StoreWriter(store, "r1", journal) as writer:
         for n in range(3000):
             writer.episodes(n, [record(2 * n), record(2 * n + 1)])
             if n % 3 == 0:
@@ -32,10 +42,10 @@ def test_close_makes_thousands_of_rows_durable(
 
 
 def test_flush_waits_until_others_can_read_it(
-    store: RunStore, url: str, make_run: MakeRun, record: MakeRecord
+    store: RunStore, url: str, make_run: MakeRun, record: MakeRecord, journal: Path
 ) -> None:
     store.create_run(make_run("r1"))
-    with StoreWriter(store, "r1", linger_s=60) as writer, RunStore(url) as other:
+    with StoreWriter(store, "r1", journal, linger_s=60) as writer, RunStore(url) as other:
         started = time.monotonic()
         for n in range(3):
             writer.episodes(n, [record(n)])
@@ -45,9 +55,11 @@ def test_flush_waits_until_others_can_read_it(
         assert time.monotonic() - started < 30  # a flush does not wait for more work
 
 
-def test_rows_arrive_without_a_flush(store: RunStore, make_run: MakeRun, record: MakeRecord) -> None:
+def test_rows_arrive_without_a_flush(
+    store: RunStore, make_run: MakeRun, record: MakeRecord, journal: Path
+) -> None:
     store.create_run(make_run("r1"))
-    with StoreWriter(store, "r1", linger_s=0.01) as writer:
+    with StoreWriter(store, "r1", journal, linger_s=0.01) as writer:
         writer.episodes(1, [record(0)])
         deadline = time.monotonic() + 20
         while not store.episodes("r1"):
@@ -55,10 +67,12 @@ def test_rows_arrive_without_a_flush(store: RunStore, make_run: MakeRun, record:
             time.sleep(0.01)
 
 
-def test_what_is_queued_is_a_copy(store: RunStore, make_run: MakeRun, record: MakeRecord) -> None:
+def test_what_is_queued_is_a_copy(
+    store: RunStore, make_run: MakeRun, record: MakeRecord, journal: Path
+) -> None:
     store.create_run(make_run("r1"))
     records, values = [record(0)], {"loss": 1.0}
-    with StoreWriter(store, "r1") as writer:
+    with StoreWriter(store, "r1", journal) as writer:
         writer.episodes(1, records)
         writer.metrics(1, 0.0, values)
         records.clear()
@@ -68,8 +82,10 @@ def test_what_is_queued_is_a_copy(store: RunStore, make_run: MakeRun, record: Ma
     assert store.metrics("r1")[0]["value"] == 1.0
 
 
-def test_a_write_that_fails_is_raised_by_every_later_call(store: RunStore, record: MakeRecord) -> None:
-    writer = StoreWriter(store, "no-such-run")
+def test_a_write_that_fails_is_raised_by_every_later_call(
+    store: RunStore, record: MakeRecord, journal: Path
+) -> None:
+    writer = StoreWriter(store, "no-such-run", journal)
     writer.episodes(1, [record(0)])
     with pytest.raises(IntegrityError):
         writer.flush()
@@ -81,37 +97,83 @@ def test_a_write_that_fails_is_raised_by_every_later_call(store: RunStore, recor
         writer.close()
 
 
-def test_a_database_that_stays_away_is_raised_after_the_retries(tmp_path: Path, make_run: MakeRun) -> None:
+def test_while_the_database_is_away_rows_are_kept_on_disk_for_later(
+    tmp_path: Path, make_run: MakeRun, record: MakeRecord, journal: Path
+) -> None:
     with RunStore(str(tmp_path / "mario.db"), busy_timeout_s=0.05) as store:
         store.create_run(make_run("r1"))
         holder = sqlite3.connect(tmp_path / "mario.db", isolation_level=None)
         holder.execute("BEGIN IMMEDIATE")
-        writer = StoreWriter(store, "r1", retry_s=(0.01, 0.01))
-        writer.metrics(1, 0.0, {"loss": 1.0})
-        with pytest.raises(StoreUnavailable, match="database is locked"):
-            writer.close()
+        writer = StoreWriter(store, "r1", journal, patience_s=0.5)
+        writer.metrics(1, 0.0, {"loss": math.nan})
+        writer.episodes(1, [record(0, episode_return=0.1 + 0.2)])
+        writer.checkpoint(CheckpointRow(agent_steps=1, path="step-1", kind="latest", evaluation={"x": 1.5}))
+        writer.run(status="stopped", agent_steps=1, ended_at=datetime(2026, 1, 2, tzinfo=UTC))
+        assert not writer.close()
+        holder.execute("ROLLBACK")
         holder.close()
+        assert store.episodes("r1") == []
+        assert replay(store, "r1", journal) == 4
+        assert replay(store, "r1", journal) == 0
+        assert not journal.exists()
+        assert math.isnan(store.metrics("r1")[0]["value"])
+        assert [row["episode_return"] for row in store.episodes("r1")] == [0.1 + 0.2]
+        assert store.checkpoints("r1")[0].evaluation == {"x": 1.5}
+        run = store.get_run("r1")
+        assert (run.status, run.agent_steps) == ("stopped", 1)
+        assert run.ended_at == datetime(2026, 1, 2, tzinfo=UTC)
 
 
 def test_a_database_that_comes_back_gets_every_row_once(
-    tmp_path: Path, make_run: MakeRun, record: MakeRecord, caplog: pytest.LogCaptureFixture
+    tmp_path: Path,
+    make_run: MakeRun,
+    record: MakeRecord,
+    journal: Path,
+    caplog: pytest.LogCaptureFixture,
 ) -> None:
     with RunStore(str(tmp_path / "mario.db"), busy_timeout_s=0.05) as store:
         store.create_run(make_run("r1"))
         holder = sqlite3.connect(tmp_path / "mario.db", isolation_level=None, check_same_thread=False)
         holder.execute("BEGIN IMMEDIATE")
-        with StoreWriter(store, "r1", linger_s=0, retry_s=(0.05,) * 200) as writer:
+        with StoreWriter(store, "r1", journal, linger_s=0, backoff_s=(0.05, 0.1)) as writer:
             writer.episodes(1, [record(0)])
-            while "trying again" not in caplog.text:
+            while "rows wait in" not in caplog.text:
                 time.sleep(0.01)
-            writer.episodes(2, [record(1)])
+            started = time.monotonic()
+            for n in range(1, 2001):
+                writer.episodes(2, [record(n)])
+            writer.flush()  # does not wait for the database
+            assert time.monotonic() - started < 5
             holder.execute("ROLLBACK")
         holder.close()
-        assert [row["sequence"] for row in store.episodes("r1")] == [0, 1]
+        assert "is back" in caplog.text
+        assert [row["sequence"] for row in store.episodes("r1")] == list(range(2001))
+        assert not journal.exists()
+
+
+def test_a_writer_brings_what_an_earlier_one_left(
+    store: RunStore, make_run: MakeRun, record: MakeRecord, journal: Path
+) -> None:
+    store.create_run(make_run("r1"))
+    left = Journal(journal)
+    left.append(Rows(episodes=[episode_values(1, record(0))]))
+    left.append(Rows(episodes=[episode_values(1, record(1))]))
+    with StoreWriter(store, "r1", journal) as writer:
+        writer.episodes(2, [record(1), record(2)])
+    assert [row["sequence"] for row in store.episodes("r1")] == [0, 1, 2]
+
+
+def test_a_journal_of_a_run_that_is_not_there_is_kept(
+    store: RunStore, record: MakeRecord, journal: Path
+) -> None:
+    Journal(journal).append(Rows(episodes=[episode_values(1, record(0))]))
+    with pytest.raises(UserError, match="there is no run 'r1'"):
+        replay(store, "r1", journal)
+    assert len(segments(journal)) == 1
 
 
 def test_a_server_that_drops_its_connections_loses_nothing(
-    postgres_database: str, make_run: MakeRun, record: MakeRecord
+    postgres_database: str, make_run: MakeRun, record: MakeRecord, journal: Path
 ) -> None:
     admin = create_engine(postgres_database, isolation_level="AUTOCOMMIT")
     drop_the_others = text(
@@ -120,7 +182,7 @@ def test_a_server_that_drops_its_connections_loses_nothing(
     )
     with RunStore(postgres_database) as store, admin.connect() as connection:
         store.create_run(make_run("r1"))
-        with StoreWriter(store, "r1", linger_s=0) as writer:
+        with StoreWriter(store, "r1", journal, linger_s=0) as writer:
             for n in range(60):
                 writer.episodes(n, [record(n)])
                 if n % 20 == 10:
@@ -130,80 +192,68 @@ def test_a_server_that_drops_its_connections_loses_nothing(
     admin.dispose()
 
 
-def test_a_full_queue_holds_the_caller_back(tmp_path: Path, make_run: MakeRun) -> None:
-    with RunStore(str(tmp_path / "mario.db")) as store:
-        store.create_run(make_run("r1"))
-        holder = sqlite3.connect(tmp_path / "mario.db", isolation_level=None, check_same_thread=False)
-        holder.execute("BEGIN IMMEDIATE")
-        with StoreWriter(store, "r1", capacity=4, linger_s=0) as writer:
-            sent = 0
-
-            def send() -> None:
-                nonlocal sent
-                for step in range(40):
-                    writer.metrics(step, 0.0, {"loss": 1.0})
-                    sent += 1
-
-            sender = threading.Thread(target=send)
-            sender.start()
-            time.sleep(0.3)
-            assert sent <= 8  # the queue, and the batch that waits for the lock
-            holder.execute("ROLLBACK")
-            sender.join(timeout=30)
-            assert sent == 40
-        holder.close()
-        assert len(store.metrics("r1")) == 40
-
-
-def test_a_closed_writer_takes_nothing(store: RunStore, make_run: MakeRun, record: MakeRecord) -> None:
+def test_a_closed_writer_takes_nothing(
+    store: RunStore, make_run: MakeRun, record: MakeRecord, journal: Path
+) -> None:
     store.create_run(make_run("r1"))
-    writer = StoreWriter(store, "r1")
+    writer = StoreWriter(store, "r1", journal)
     writer.close()
     writer.close()
     with pytest.raises(RuntimeError, match="closed"):
         writer.episodes(1, [record(0)])
 
 
-WRITE_FOREVER = """
+WRITE_UNTIL_KILLED = """
 import sys
-from mario_dist.store import RunRow, RunStore, StoreWriter
+from pathlib import Path
+from mario_dist.store import RunStore, StoreWriter
 from mario_dist.types import Episode, EpisodeRecord
+
+url, journal, incarnation = sys.argv[1], Path(sys.argv[2]), int(sys.argv[3])
 
 def record(n):
     episode = Episode(0, "1-1", 1, 1, 1.0, 9, 40, 0, 0, 400, 2, "small", False, "death", 0.1)
-    return EpisodeRecord(0, 0, n, 1, episode)
+    return EpisodeRecord(0, incarnation, n, 1, episode)
 
-store = RunStore(sys.argv[1])
-run = RunRow(id="r1", name="", seed=0, total_steps=1, level="1-1", algo="ppo", config={}, directory="d")
-store.create_run(run)
-writer = StoreWriter(store, "r1", linger_s=0)
+writer = StoreWriter(RunStore(url), "r1", journal, linger_s=0.002)
 n = 0
 while True:
-    for _ in range(50):
+    for _ in range(20):
         writer.episodes(n, [record(n)])
         n += 1
+        print(n, flush=True)
     writer.flush()
-    print(n, flush=True)
-    for _ in range(50):
-        writer.episodes(n, [record(n)])
-        n += 1
 """
+KILLS = 20
 
 
-def test_a_killed_process_loses_only_what_was_not_flushed(url: str) -> None:
-    process = subprocess.Popen([sys.executable, "-c", WRITE_FOREVER, url], stdout=subprocess.PIPE, text=True)
-    assert process.stdout is not None
-    flushed = 0
-    for _ in range(5):
-        flushed = int(process.stdout.readline())
-    process.kill()
-    rest, _ = process.communicate(timeout=30)
-    flushed = max([flushed, *(int(line) for line in rest.split("\n")[:-1])])
-    with RunStore(url) as store:
-        sequences = [row["sequence"] for row in store.episodes("r1")]
-        assert len(sequences) >= flushed
-        assert sequences == list(range(len(sequences)))  # a prefix: no hole and no half batch
-        assert store.get_run("latest").status == "running"
-        with StoreWriter(store, "r1") as writer:  # and the database takes new rows
-            writer.metrics(10**6, 1.0, {"loss": 0.0})
-        assert len(store.metrics("r1")) == 1
+def test_a_killed_writer_loses_and_doubles_nothing(
+    url: str, store: RunStore, make_run: MakeRun, journal: Path
+) -> None:
+    """Every row that a call accepted is in the database or in the journal, whenever the process is killed."""
+    store.create_run(make_run("r1"))
+    pause = random.Random(8)
+    left = 0
+    for incarnation in range(KILLS):
+        command = [sys.executable, "-c", WRITE_UNTIL_KILLED, url, str(journal), str(incarnation)]
+        process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
+        assert process.stdout is not None
+        process.stdout.readline()
+        time.sleep(pause.uniform(0.0, 0.15))
+        process.kill()
+        rest, _ = process.communicate(timeout=30)
+        accepted = max([1, *(int(line) for line in rest.split("\n")[:-1])])
+        stored = sum(row["incarnation"] == incarnation for row in store.episodes("r1"))
+        left += stored < accepted
+        if incarnation % 2:  # else the next process brings it
+            replay(store, "r1", journal)
+            sequences = [row["sequence"] for row in store.episodes("r1") if row["incarnation"] == incarnation]
+            assert sequences == list(range(len(sequences)))  # no hole, none twice
+            assert accepted <= len(sequences) <= accepted + 1  # the call that was killed
+    assert left > 0  # some kills came before the database had what was accepted
+    replay(store, "r1", journal)
+    keys = [(row["incarnation"], row["sequence"]) for row in store.episodes("r1")]
+    assert len(keys) == len(set(keys)) == store.episode_summary("r1")["count"]
+    for incarnation in range(KILLS):
+        of_it = [sequence for i, sequence in keys if i == incarnation]
+        assert of_it == list(range(len(of_it)))
