@@ -291,10 +291,15 @@ _ADAPTER = TypeAdapter(RunConfig)
 
 def parse(tree: Mapping[str, Any]) -> RunConfig:
     """Validate a plain tree. Raises ``UserError`` with one line that names every bad key."""
+    return _validated(RunConfig, _ADAPTER, tree)
+
+
+def _validated[T](kind: type[T], adapter: TypeAdapter[T], tree: Mapping[str, Any]) -> T:
     try:
-        return _ADAPTER.validate_python(tree)
+        return adapter.validate_python(tree)
     except ValidationError as error:
-        raise UserError("; ".join(_explain(e["loc"], e["type"], e["msg"]) for e in error.errors())) from error
+        clauses = (_explain(kind, e["loc"], e["type"], e["msg"]) for e in error.errors())
+        raise UserError("; ".join(clauses)) from error
 
 
 def to_tree(config: RunConfig) -> dict[str, Any]:
@@ -310,6 +315,12 @@ def load(path: Path, overrides: Iterable[str] = ()) -> RunConfig:
     Raises ``UserError`` where a file is missing, is not YAML or does not fit ``RunConfig``.
     """
     return override(_read(path, ()), overrides)
+
+
+def load_settings[T](kind: type[T], path: Path | None, overrides: Iterable[str] = ()) -> T:
+    """The same for another dataclass, which says itself that it forbids unknown keys."""
+    tree = {} if path is None else _read(path, ())
+    return _validated(kind, TypeAdapter(kind), _overridden(tree, overrides))
 
 
 def _read(path: Path, above: tuple[Path, ...]) -> dict[str, Any]:
@@ -352,6 +363,10 @@ def override(tree: Mapping[str, Any], overrides: Iterable[str]) -> RunConfig:
 
     Raises ``UserError`` where an override cannot be read or the result does not fit ``RunConfig``.
     """
+    return parse(_overridden(tree, overrides))
+
+
+def _overridden(tree: Mapping[str, Any], overrides: Iterable[str]) -> dict[str, Any]:
     result = copy.deepcopy(dict(tree))
     for text in overrides:
         key, separator, value = text.partition("=")
@@ -367,7 +382,7 @@ def override(tree: Mapping[str, Any], overrides: Iterable[str]) -> RunConfig:
             node[leaf] = yaml.safe_load(value)
         except yaml.YAMLError:
             raise UserError(f"{text!r}: cannot read the value {value!r}") from None
-    return parse(result)
+    return result
 
 
 def dump(config: RunConfig) -> str:
@@ -375,7 +390,7 @@ def dump(config: RunConfig) -> str:
     return yaml.safe_dump(to_tree(config), sort_keys=False)
 
 
-def _explain(loc: tuple[int | str, ...], kind: str, message: str) -> str:
+def _explain(root: type, loc: tuple[int | str, ...], kind: str, message: str) -> str:
     """One clause for one validation error, with the nearest valid key where the key is unknown."""
     # The algorithm's name, by which pydantic chose its class, is no part of the key.
     shown = loc[:1] + loc[2:] if loc[:1] == ("algo",) else loc
@@ -383,7 +398,7 @@ def _explain(loc: tuple[int | str, ...], kind: str, message: str) -> str:
     if kind == "union_tag_invalid":
         return f"{path}.name: there is no such algorithm; algorithms are {', '.join(_ALGOS)}"
     if kind == "unexpected_keyword_argument":
-        known = _keys_at(loc[:-1])
+        known = _keys_at(root, loc[:-1])
         near = difflib.get_close_matches(str(loc[-1]), known, n=1)
         hint = f"did you mean {near[0]}?" if near else f"valid keys: {', '.join(known)}"
         return f"unknown key {path}; {hint}"
@@ -392,9 +407,9 @@ def _explain(loc: tuple[int | str, ...], kind: str, message: str) -> str:
     return f"{path}: {text}" if path else text
 
 
-def _keys_at(loc: tuple[int | str, ...]) -> list[str]:
+def _keys_at(root: type, loc: tuple[int | str, ...]) -> list[str]:
     """The field names of the configuration group at ``loc``."""
-    node: type = RunConfig
+    node = root
     for part in loc:
         if node is RunConfig and part == "algo":
             continue

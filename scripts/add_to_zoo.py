@@ -33,7 +33,7 @@ def main() -> None:
     arguments = parser.parse_args()
 
     try:
-        state = half_precision(load_checkpoint(find_checkpoint(arguments.run)))
+        state = half_precision(load_checkpoint(find_checkpoint(arguments.run)[0]))
     except UserError as error:
         parser.error(str(error))
     config = configuration.parse(state.meta["config"])

@@ -6,6 +6,7 @@ import traceback
 import typer
 
 from mario_dist.cli.bench import bench_app
+from mario_dist.cli.db import db_app
 from mario_dist.cli.doctor import doctor
 from mario_dist.cli.evaluate import evaluate_command
 from mario_dist.cli.models import models_app
@@ -28,6 +29,7 @@ app.command("play")(play)
 app.command("watch")(watch_command)
 app.add_typer(runs_app, name="runs")
 app.add_typer(models_app, name="models")
+app.add_typer(db_app, name="db")
 app.add_typer(bench_app, name="bench")
 app.command("report")(report_command)
 app.command("doctor")(doctor)

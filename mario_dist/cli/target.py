@@ -1,11 +1,9 @@
 """TARGETs: from what a person names to a checkpoint, and to the policy in it."""
 
-from dataclasses import replace
 from pathlib import Path
 
 import torch
 
-from mario_dist import config as configuration
 from mario_dist.checkpoint import (
     CheckpointError,
     TrainState,
@@ -14,12 +12,14 @@ from mario_dist.checkpoint import (
     load_checkpoint,
 )
 from mario_dist.cli.config import read_config
-from mario_dist.config import RunConfig
 from mario_dist.env.actions import action_names
 from mario_dist.errors import UserError
 from mario_dist.nets import ActorCritic
 from mario_dist.paths import runs_dir
+from mario_dist.registry import PREFIX as MODELS
+from mario_dist.registry import ModelRegistry, default_tracking_uri, parse_reference
 from mario_dist.store import RunStore, default_url
+from mario_dist.system.build import make_network
 from mario_dist.system.judging import Policy
 from mario_dist.zoo import PREFIX, zoo_checkpoint
 
@@ -38,27 +38,39 @@ def run_directory(ref: str) -> Path:
     return next((d for d in (runs_dir() / run.id, Path(run.directory)) if d.is_dir()), Path(run.directory))
 
 
-def find_checkpoint(target: str) -> Path:
-    """The checkpoint of a TARGET: its path, ``zoo:NAME``, or a run's best one, or its newest.
+def find_checkpoint(target: str) -> tuple[Path, str]:
+    """The checkpoint of a TARGET, and what to call it: for good, whatever the TARGET will mean later.
 
-    Raises ``UserError`` where the run or its checkpoints are not there.
+    A TARGET is a checkpoint's path, ``zoo:NAME``, a registered model or a run, whose best checkpoint is
+    meant, or its newest. Raises ``UserError`` where the run or its checkpoints are not there.
     """
+    if target.startswith(MODELS):
+        from mario_dist.system.models import cached_checkpoint
+
+        registry = ModelRegistry(default_tracking_uri())
+        version = registry.version(parse_reference(target))
+        return cached_checkpoint(registry, version), version.target
     if target.startswith(PREFIX):
-        return zoo_checkpoint(target.removeprefix(PREFIX))
+        path = zoo_checkpoint(target.removeprefix(PREFIX))
+        return path, str(path.resolve())
     path = Path(target)
-    if (path / "manifest.json").is_file() or path.name.startswith("step-"):
-        return path
-    checkpoints = run_directory(target) / "checkpoints"
-    found = best_checkpoint(checkpoints) or next(iter(list_checkpoints(checkpoints)), None)
-    if found is None:
-        raise UserError(f"{target} has no checkpoint yet")
-    return found
+    if not ((path / "manifest.json").is_file() or path.name.startswith("step-")):
+        checkpoints = run_directory(target) / "checkpoints"
+        found = best_checkpoint(checkpoints) or next(iter(list_checkpoints(checkpoints)), None)
+        if found is None:
+            raise UserError(f"{target} has no checkpoint yet")
+        path = found
+    return path, str(path.resolve())
 
 
-def read_state(target: str) -> TrainState:
-    """What is in the checkpoint of a TARGET. Raises ``UserError`` where it can't be found or read."""
+def read_state(target: str) -> tuple[TrainState, str]:
+    """What is in the checkpoint of a TARGET, and what to call it.
+
+    Raises ``UserError`` where it can't be found or read.
+    """
+    path, name = find_checkpoint(target)
     try:
-        return load_checkpoint(find_checkpoint(target).resolve())
+        return load_checkpoint(path.resolve()), name
     except CheckpointError as error:
         raise UserError(str(error)) from error
 
@@ -71,14 +83,11 @@ BASELINES = ("baseline:random", "baseline:right")
 
 
 def load_policy(target: str, rom: Path | None = None) -> Policy:
-    """The policy of a TARGET.
+    """The policy of a TARGET, as ``system.models.policy_of`` reads it.
 
-    The policy plays on the fastest emulator of this machine, with this machine's ROM or ``rom``, whatever
-    it was trained on: all play the same game. Raises ``UserError`` where it can't be found, read or does not
-    fit its own configuration.
+    Raises ``UserError`` where it can't be found, read or does not fit its own configuration.
     """
-    from mario_dist.system.build import make_network
-    from mario_dist.system.run import check_network
+    from mario_dist.system.models import here, policy_of
 
     if target in BASELINES:
         config = read_config([])
@@ -89,19 +98,10 @@ def load_policy(target: str, rom: Path | None = None) -> Policy:
                 parameter.zero_()
             if target == "baseline:right":
                 network.policy.bias[action_names(config.env.actions).index("right")] = _CERTAIN
-        return Policy(network.eval(), _here(config, rom), target)
+        return Policy(network.eval(), here(config, rom), target)
     if target.startswith("baseline:"):
         raise UserError(f"there is no {target}; baselines are {' and '.join(BASELINES)}")
-    path, state = find_checkpoint(target).resolve(), read_state(target)
-    config = configuration.parse(state.meta["config"])
-    network = make_network(config)
-    check_network(network, state)
-    run_id, steps = str(state.meta["run_id"]), int(state.meta["counters"]["agent_steps"])
-    return Policy(network.eval(), _here(config, rom), str(path), run_id, steps)
-
-
-def _here(config: RunConfig, rom: Path | None) -> RunConfig:
-    return replace(config, env=replace(config.env, emulator="auto", rom=str(rom or "")))
+    return policy_of(*read_state(target), rom)
 
 
 def resume_state(ref: str) -> tuple[TrainState, Path]:
@@ -109,7 +109,7 @@ def resume_state(ref: str) -> tuple[TrainState, Path]:
 
     Raises ``UserError`` where it is damaged, naming it and the one before it.
     """
-    path = find_checkpoint(ref) if ref.startswith(PREFIX) else Path(ref)
+    path = find_checkpoint(ref)[0] if ref.startswith((PREFIX, MODELS)) else Path(ref)
     if (path / "manifest.json").is_file() or path.name.startswith("step-"):
         candidates = [path, *(p for p in list_checkpoints(path.parent) if p.name < path.name)]
     else:

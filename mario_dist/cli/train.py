@@ -24,7 +24,10 @@ def train_command(
         typer.Option(metavar="RUN", help="Go on with a run: its id, 'latest', or one of its checkpoints."),
     ] = None,
     init: Annotated[
-        str | None, typer.Option(metavar="TARGET", help="Begin with the network of a checkpoint or zoo:1-1.")
+        str | None,
+        typer.Option(
+            metavar="TARGET", help="Begin with the network of a checkpoint, zoo:1-1 or models:/NAME@ALIAS."
+        ),
     ] = None,
     address: Annotated[
         str | None,
@@ -55,6 +58,7 @@ def train_command(
         config = resume_config(state, arguments or [])
     else:
         config = read_config(arguments or [])
+    network, network_from = (None, "") if init is None else read_state(init)
     result = run_training(
         config,
         runs_dir(),
@@ -63,7 +67,8 @@ def train_command(
         address=address,
         resume=state,
         resumed_from=checkpoint,
-        init=None if init is None else read_state(init),
+        init=network,
+        init_from=network_from,
     )
     if as_json:
         print(json.dumps({**dataclasses.asdict(result), "directory": str(result.directory)}))

@@ -2,6 +2,7 @@
 
 from mario_dist.evaluation.best import Played, best_played, locate
 from mario_dist.evaluation.comparison import Difference, compare
+from mario_dist.evaluation.gate import Gate, objections
 from mario_dist.evaluation.policy import Player
 from mario_dist.evaluation.protocol import (
     SETTINGS,
@@ -22,6 +23,7 @@ __all__ = [
     "BlockPlayer",
     "Difference",
     "EvalProtocol",
+    "Gate",
     "Played",
     "Player",
     "best_played",
@@ -29,6 +31,7 @@ __all__ = [
     "compare",
     "evaluate",
     "locate",
+    "objections",
     "play_block",
     "read_protocol",
     "settled",

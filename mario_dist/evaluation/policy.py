@@ -6,7 +6,7 @@ import torch
 from mario_dist.env import VectorEnv
 from mario_dist.nets import Network
 from mario_dist.rollout import FrameStack
-from mario_dist.types import F32, I64, EnvStep
+from mario_dist.types import F32, I64, U8, EnvStep
 
 
 class Player:
@@ -34,6 +34,10 @@ class Player:
     def value_name(self) -> str:
         """What ``value_N`` is, for people."""
         return "value" if self._network.stochastic else "max Q"
+
+    def stack_NKHW(self) -> U8:
+        """A copy of what it sees now: uint8 [N, K, H, W]."""
+        return self._stack.stack_NKHW()
 
     def step(self) -> EnvStep:
         """One agent step in every lane."""

@@ -1,7 +1,24 @@
-"""MLflow: tracked runs. Importing this package does not import MLflow, which takes seconds."""
+"""MLflow: tracked runs and the model registry. Importing this does not import MLflow, which takes seconds."""
 
 from mario_dist.registry.connection import default_tracking_uri
 from mario_dist.registry.evaluations import record_evaluation
+from mario_dist.registry.models import PREFIX, ModelRegistry, Reference, Version, parse_reference
+from mario_dist.registry.package import CHECKPOINT, REPLAYED, PackageError, load_model, write_model
 from mario_dist.registry.tracker import RunEnd, Tracker
 
-__all__ = ["RunEnd", "Tracker", "default_tracking_uri", "record_evaluation"]
+__all__ = [
+    "CHECKPOINT",
+    "PREFIX",
+    "REPLAYED",
+    "ModelRegistry",
+    "PackageError",
+    "Reference",
+    "RunEnd",
+    "Tracker",
+    "Version",
+    "default_tracking_uri",
+    "load_model",
+    "parse_reference",
+    "record_evaluation",
+    "write_model",
+]

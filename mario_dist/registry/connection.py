@@ -107,6 +107,7 @@ def import_mlflow() -> None:
     """Import MLflow with its telemetry, its progress bars and its chatter off."""
     for name, value in _ENVIRONMENT.items():
         os.environ.setdefault(name, value)
+    os.environ["MLFLOW_ALLOW_PICKLE_DESERIALIZATION"] = "false"  # whatever the user's says: a model is data
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         import mlflow  # noqa: F401

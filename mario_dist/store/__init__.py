@@ -1,6 +1,7 @@
 """The run store: runs, episodes, metrics and checkpoints in SQLite or PostgreSQL."""
 
 from mario_dist.store.engine import StoreUnavailable, default_url, normalise_url
+from mario_dist.store.maintenance import check_database, export_database, upgrade_database
 from mario_dist.store.rows import (
     CheckpointKind,
     CheckpointRow,
@@ -8,6 +9,9 @@ from mario_dist.store.rows import (
     EpisodeSummary,
     EvaluationRow,
     MetricRow,
+    PromotionEvent,
+    PromotionRow,
+    PromotionVerdict,
     RunChanges,
     RunRow,
     RunStatus,
@@ -22,13 +26,19 @@ __all__ = [
     "EpisodeSummary",
     "EvaluationRow",
     "MetricRow",
+    "PromotionEvent",
+    "PromotionRow",
+    "PromotionVerdict",
     "RunChanges",
     "RunRow",
     "RunStatus",
     "RunStore",
     "StoreUnavailable",
     "StoreWriter",
+    "check_database",
     "default_url",
+    "export_database",
     "normalise_url",
     "replay",
+    "upgrade_database",
 ]

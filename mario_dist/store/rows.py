@@ -9,6 +9,8 @@ from mario_dist.types import Episode, EpisodeEnd, EpisodeRecord
 
 RunStatus = Literal["running", "finished", "stopped", "failed"]
 CheckpointKind = Literal["latest", "best", "final"]
+PromotionEvent = Literal["promote", "rollback", "changed", "put back"]
+PromotionVerdict = Literal["passed", "forced", "failed", "unverified"]
 
 
 def utc_now() -> datetime:
@@ -80,6 +82,32 @@ class EvaluationRow:
     protocol: str
     report: Mapping[str, Any]
     created_at: datetime = field(default_factory=utc_now)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PromotionRow:
+    """What happened to an alias of a registered model.
+
+    number: from 1, without a gap, given by the store. event: a promotion, a rollback, a change that another
+    program made (MLflow's UI, say), or its reversal. actor: who, where it is known. from_version, to_version:
+    None for no version; moved: whether the alias went there. registry: MLflow's tracking URI, without
+    credentials. report: the ``EvalReport`` by which it was judged.
+    """
+
+    model: str
+    alias: str
+    number: int = 0
+    at: datetime = field(default_factory=utc_now)
+    event: PromotionEvent
+    actor: str | None = None
+    from_version: int | None
+    to_version: int | None
+    moved: bool
+    verdict: PromotionVerdict
+    reason: str = ""
+    run_id: str | None = None
+    registry: str
+    report: Mapping[str, Any] | None = None
 
 
 class EpisodeRow(TypedDict):

@@ -3,7 +3,7 @@
 import difflib
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import fields
+from dataclasses import fields, replace
 from types import TracebackType
 from typing import Self, Unpack, cast
 
@@ -11,7 +11,7 @@ from sqlalchemy import Connection, Table, case, delete, func, insert, select, up
 from sqlalchemy.dialects import postgresql, sqlite
 
 from mario_dist.errors import UserError
-from mario_dist.store import tables
+from mario_dist.store import locks, tables
 from mario_dist.store.engine import clear_errors, clear_opening_errors, open_engine
 from mario_dist.store.rows import (
     CheckpointRow,
@@ -19,6 +19,7 @@ from mario_dist.store.rows import (
     EpisodeSummary,
     EvaluationRow,
     MetricRow,
+    PromotionRow,
     Rows,
     RunChanges,
     RunRow,
@@ -214,6 +215,41 @@ class RunStore:
         )
         with self._read() as connection:
             return [cast(MetricRow, dict(row._mapping)) for row in connection.execute(query)]
+
+    # The audit of registered models
+
+    @contextmanager
+    def exclusive(self, name: str, timeout_s: float = 60.0) -> Iterator[None]:
+        """Hold a name that one process of this database at a time may hold, see ``locks.exclusive``."""
+        with clear_errors(self._engine, self.where), locks.exclusive(self._engine, name, timeout_s):
+            yield
+
+    def add_promotion(self, row: PromotionRow) -> PromotionRow:
+        """Keep what happened to an alias, with the next number of that alias, which is returned with it.
+
+        The run is left out where it is not in this store.
+        """
+        table = tables.promotions
+        with self._write() as connection:
+            newest = select(func.max(table.c.number)).where(
+                (table.c.model == row.model) & (table.c.alias == row.alias)
+            )
+            known = connection.scalar(select(tables.runs.c.id).where(tables.runs.c.id == row.run_id))
+            row = replace(row, number=(connection.scalar(newest) or 0) + 1, run_id=known)
+            connection.execute(insert(table).values(row_values(row)))
+        return row
+
+    def promotions(self, model: str | None = None, alias: str | None = None) -> list[PromotionRow]:
+        """The audit of a model's alias, oldest first; of every alias or model where none is given."""
+        table = tables.promotions
+        query = select(*(table.c[f.name] for f in fields(PromotionRow)))
+        query = query if model is None else query.where(table.c.model == model)
+        query = query if alias is None else query.where(table.c.alias == alias)
+        with self._read() as connection:
+            rows = connection.execute(
+                query.order_by(table.c.at, table.c.model, table.c.alias, table.c.number)
+            )
+            return [PromotionRow(**row._mapping) for row in rows]
 
     def _change_run(self, connection: Connection, run_id: str, changes: RunChanges) -> None:
         values: dict[str, object] = {**changes, "updated_at": utc_now()}

@@ -12,7 +12,7 @@ from mario_dist.store.tables import runs
 if TYPE_CHECKING:
     from alembic.config import Config
 
-HEAD = "0002"
+HEAD = "0003"
 """The newest revision in ``migrations/versions``. Known here so that opening a database that is at it needs
 no Alembic, which costs more than the rest of the opening."""
 
@@ -38,18 +38,19 @@ def migrate(engine: Engine, where: str) -> None:
     """
     # IMMEDIATE takes SQLite's write lock first, so that a second opener waits and then finds the tables.
     with engine.execution_options(sqlite_begin="BEGIN IMMEDIATE").begin() as connection:
-        if _revision(connection) == HEAD:
+        if revision_of(connection) == HEAD:
             # A database that cannot be written is refused now, not in the middle of a training.
             connection.execute(update(runs).where(false()).values(status=runs.c.status))
             return
         if connection.dialect.name == "postgresql":
             connection.execute(select(func.pg_advisory_xact_lock(_MIGRATION_LOCK)))
-        revision = _revision(connection)
+        revision = revision_of(connection)
         if revision != HEAD:
             _upgrade(connection, revision, where)
 
 
-def _revision(connection: Connection) -> str | None:
+def revision_of(connection: Connection) -> str | None:
+    """A database's revision; None where it has no tables of ours."""
     if not inspect(connection).has_table("alembic_version"):
         return None
     revision: str | None = connection.scalar(text("SELECT version_num FROM alembic_version"))

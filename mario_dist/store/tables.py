@@ -152,3 +152,23 @@ evaluations = Table(
     Column("report", JSON, nullable=False),
     Column("created_at", UtcDateTime, nullable=False),
 )
+
+promotions = Table(
+    "promotions",
+    metadata,
+    Column("model", String, primary_key=True),
+    Column("alias", String, primary_key=True),
+    Column("number", Integer, primary_key=True, autoincrement=False),
+    Column("at", UtcDateTime, nullable=False),
+    Column("event", String, nullable=False),
+    Column("actor", String),
+    Column("from_version", Integer),
+    Column("to_version", Integer),
+    Column("moved", Boolean, nullable=False),
+    Column("verdict", String, nullable=False),
+    Column("reason", String, nullable=False),
+    Column("run_id", ForeignKey("runs.id", ondelete="SET NULL"), index=True),
+    Column("registry", String, nullable=False),
+    Column("report", JSON(none_as_null=True)),
+)
+"""The audit: what happened to an alias of a registered model, numbered from 1 without a gap."""

@@ -63,11 +63,12 @@ def run_training(
     resume: TrainState | None = None,
     resumed_from: Path | None = None,
     init: TrainState | None = None,
+    init_from: str = "",
 ) -> RunResult:
     """Train as ``config`` says, in a new run under ``runs`` or on from ``resume``, which was read from the
     checkpoint ``resumed_from``, in that run's directory.
 
-    init: a checkpoint with whose network a new run begins; all else is its own.
+    init: a checkpoint with whose network a new run begins; all else is its own. init_from: where it is.
     address: "local" for Ray on this machine, "auto" or a host for a cluster that runs, None for the plan's
     choice. Raises ``UserError`` for what the user can mend, before anything of the run exists.
     """
@@ -96,7 +97,10 @@ def run_training(
                 runs / run_id if resumed_from is None else resumed_from.resolve().parents[1],
                 store_url=store_url,
                 tracking_uri=tracking_uri,
-                details={"plan": dataclasses.asdict(plan), **({} if init is None else {"init": _name(init)})},
+                details={
+                    "plan": dataclasses.asdict(plan),
+                    **({} if init is None else {"init": _name(init), "init_from": init_from}),
+                },
                 resumed=resumed,
             )
         )

@@ -48,6 +48,9 @@ from mario_dist.system.filming import clip_path, clip_wanted, film_best
 from mario_dist.system.topology import Counters, Iteration, Judge, Recovery
 from mario_dist.types import Arrays, EpisodeRecord, EvalReport, part
 
+JOURNAL = "journal"
+"""The folder, in a run's directory, of rows that are on their way to the run store."""
+
 _RECENT_EPISODES = 100
 _RATE_WINDOW = 10
 _FILM_SHARE = 0.03
@@ -365,7 +368,7 @@ def open_session(
             store.get_run(run_id)  # a checkpoint of another store's run is refused before anything changes
         tracker = Tracker(tracking_uri)
         _make_directory(directory)
-        stack.enter_context(_lock(directory))
+        stack.enter_context(lock_run(directory))
         commit, dirty = machine.git_state(Path(__file__).parent)
         tree = configuration.to_tree(config)
         try:
@@ -416,12 +419,12 @@ def open_session(
                 )
                 store.create_run(row)
             else:
-                replay(store, run_id, directory / "journal")
+                replay(store, run_id, directory / JOURNAL)
                 store.rewind(run_id, resumed.counters.agent_steps)
                 set_aside_newer(directory / "checkpoints", resumed.counters.agent_steps)
                 again: RunChanges = {**changes, "status": "running", "ended_at": None}
                 store.update_run(run_id, **again)
-            writer = StoreWriter(store, run_id, directory / "journal")
+            writer = StoreWriter(store, run_id, directory / JOURNAL)
             view = stack.enter_context(LiveView(run_id, config))
             session = Session(run_id, config, directory, writer, tracker, view, resumed, mlflow_run_id, sinks)
             try:
@@ -446,7 +449,7 @@ def _end(session: Session, store: RunStore, writer: StoreWriter, status: RunEnd)
         if not writer.close():
             session.note(
                 f"the run database {store.where} is away: what it misses waits in"
-                f" {session.directory / 'journal'}, and 'mario-dist db replay' brings it there"
+                f" {session.directory / JOURNAL}, and 'mario-dist db replay' brings it there"
             )
     except Exception:
         with suppress(StoreUnavailable):
@@ -464,7 +467,7 @@ def _make_directory(directory: Path) -> None:
 
 
 @contextmanager
-def _lock(directory: Path) -> Iterator[None]:
+def lock_run(directory: Path) -> Iterator[None]:
     """Only one process trains a run. The kernel frees the lock of a process that died."""
     with (directory / "lock").open("w") as file:
         try:

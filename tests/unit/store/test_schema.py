@@ -72,6 +72,26 @@ def test_migrations_go_down_and_up_again(url: str, make_run: MakeRun) -> None:
         store.create_run(make_run("r1"))
 
 
+def test_each_migration_goes_down_and_up_with_rows_in_the_tables(url: str, make_run: MakeRun) -> None:
+    with RunStore(url) as store:
+        store.create_run(make_run("r1"))
+        store.add_metrics("r1", 1, 0.5, {"loss": 1.0})
+    engine, _ = open_engine(url, 5)
+    with engine.begin() as connection:
+        config = alembic_config(connection)
+        revisions = [s.revision for s in ScriptDirectory.from_config(config).walk_revisions()]
+        for below in revisions[1:]:
+            command.downgrade(config, below)
+            assert connection.scalar(text("SELECT count(*) FROM metrics")) == 1
+        for above in reversed(revisions[:-1]):
+            command.upgrade(config, above)
+        context = MigrationContext.configure(connection, opts={"compare_type": True})
+        assert compare_metadata(context, tables.metadata) == []
+        assert connection.scalar(text("SELECT count(*) FROM metrics")) == 1
+    engine.dispose()
+    assert len(revisions) >= 3
+
+
 def test_a_store_of_the_first_version_is_upgraded_with_its_rows(url: str, make_run: MakeRun) -> None:
     Path(make_url(url).database or "").parent.mkdir(parents=True, exist_ok=True)
     engine, _ = open_engine(url, 5)

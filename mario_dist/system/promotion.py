@@ -1,0 +1,382 @@
+"""Who holds an alias of a registered model: gate, promotion, rollback, and the watch over all who change it.
+
+An alias in MLflow is whatever the last writer said, with no history. Here every move of it is a row of the
+run database, written while this process alone may move that alias (``RunStore.exclusive``), so that rows lead
+from one holder to the next. A move that another program made has no row: ``Watcher`` finds it, verifies the
+version and writes one.
+"""
+
+import dataclasses
+import getpass
+import socket
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from mario_dist.errors import UserError
+from mario_dist.evaluation import Gate, objections
+from mario_dist.registry import ModelRegistry, PackageError, Reference, Version
+from mario_dist.store import PromotionEvent, PromotionRow, PromotionVerdict, RunStore
+from mario_dist.system.judging import Policy, judge, remember, remembered
+from mario_dist.system.models import fetched_policy, verify
+from mario_dist.system.stop import stop_on_signals
+
+CHAMPION = "champion"
+
+Judge = Callable[[Policy], Mapping[str, Any]]
+"""The report of a policy by a gate's protocol."""
+
+
+class Refused(UserError):
+    """The gate does not let a version pass."""
+
+
+@dataclass(frozen=True, slots=True)
+class Alias:
+    """An alias of a model, in a registry and in the run database that has its audit."""
+
+    registry: ModelRegistry
+    store: RunStore
+    model: str
+    name: str = CHAMPION
+
+    def __str__(self) -> str:
+        return f"{self.model}@{self.name}"
+
+    def holder(self) -> int | None:
+        return self.registry.holder(self.model, self.name)
+
+    def version(self, number: int) -> Version:
+        return self.registry.version(Reference(self.model, number, None))
+
+    def rows(self) -> list[PromotionRow]:
+        return self.store.promotions(self.model, self.name)
+
+    def recorded(self) -> int | None:
+        """Its holder as the audit knows it."""
+        return next((row.to_version for row in reversed(self.rows()) if row.moved), None)
+
+    def move(self, row: PromotionRow) -> PromotionRow:
+        """Give it to ``row.to_version``, and keep the row. Hold it for this process meanwhile."""
+        self.registry.move(self.model, self.name, row.to_version)
+        return self.store.add_promotion(row)
+
+    def row(
+        self,
+        event: PromotionEvent,
+        verdict: PromotionVerdict,
+        before: int | None,
+        after: int | None,
+        *,
+        reason: str = "",
+        actor: str | None = None,
+        moved: bool = True,
+        report: Mapping[str, Any] | None = None,
+        run_id: str | None = None,
+    ) -> PromotionRow:
+        return PromotionRow(
+            model=self.model,
+            alias=self.name,
+            event=event,
+            actor=actor,
+            from_version=before,
+            to_version=after,
+            moved=moved,
+            verdict=verdict,
+            reason=reason,
+            run_id=run_id,
+            registry=self.registry.where,
+            report=report,
+        )
+
+
+def this_person() -> str:
+    try:
+        user = getpass.getuser()
+    except (KeyError, OSError):  # a container's user may have no name
+        user = "unknown"
+    return f"{user}@{socket.gethostname()}"
+
+
+def gate_judge(gate: Gate, store: RunStore) -> Judge:
+    """Plays a gate's protocol, unless the run store remembers what came of it."""
+
+    def report(policy: Policy) -> Mapping[str, Any]:
+        protocol = gate.asks(policy.config.env.levels)
+        known = remembered(policy, protocol, store)
+        if known is not None:
+            return known
+        played = judge(policy, protocol)
+        remember(policy, played, store, None)
+        return dataclasses.asdict(played)
+
+    return report
+
+
+def promote(
+    alias: Alias,
+    number: int,
+    gate: Gate,
+    *,
+    force: bool = False,
+    reason: str = "",
+    note: Callable[[str], None],
+) -> PromotionRow:
+    """Give ``alias`` to a version that is what was registered and passes the gate.
+
+    force: where it does not pass the gate, too; a version that is not what was registered is refused always.
+    A refusal is kept in the audit. Raises ``Refused``, ``PackageError`` or another ``UserError``.
+    """
+    report_of = gate_judge(gate, alias.store)
+    actor = this_person()
+    version = alias.version(number)
+    if alias.holder() == number:
+        raise UserError(f"{alias} is version {number} already")
+    try:
+        policy = verify(alias.registry, version)
+    except PackageError as error:
+        with alias.store.exclusive(str(alias)):
+            alias.store.add_promotion(_refusal(alias, number, str(error), actor))
+        raise
+    note(f"{version.target} is what was registered; now the gate: {gate.protocol}")
+    report = report_of(policy)
+    while True:
+        champion = alias.holder()
+        problems = _problems(alias, gate, report, report_of, champion, number)
+        with alias.store.exclusive(str(alias)):
+            if alias.holder() != champion:
+                continue  # another one was promoted meanwhile: ask the gate about that one
+            if problems and not force:
+                refusal = _refusal(alias, number, "; ".join(problems), actor, report, policy.run_id)
+                alias.store.add_promotion(refusal)
+                raise Refused(
+                    f"{version.target} is not promoted: {'; '.join(problems)} (--force --reason TEXT does it"
+                    " all the same)"
+                )
+            _catch_up(alias, champion)
+            said = "; ".join([reason, *problems]) if problems else reason
+            return alias.move(
+                alias.row(
+                    "promote",
+                    "forced" if problems else "passed",
+                    champion,
+                    number,
+                    reason=said,
+                    actor=actor,
+                    report=report,
+                    run_id=policy.run_id,
+                )
+            )
+
+
+def rollback(alias: Alias, to: int | None = None, *, reason: str = "") -> PromotionRow:
+    """Give ``alias`` back to the version that had it before the present one, or to the one that is named.
+
+    It must still be what was registered; no gate is asked. Raises ``UserError``.
+    """
+    held = alias.holder()
+    target = to if to is not None else predecessor(alias.rows(), held)
+    if target is None:
+        raise UserError(f"the audit knows of no version that was {alias} before; name one with --to")
+    if target == held:
+        raise UserError(f"{alias} is version {target} already")
+    policy = verify(alias.registry, alias.version(target))
+    with alias.store.exclusive(str(alias)):
+        if alias.holder() != held:
+            raise UserError(
+                f"{alias} was changed just now; look at 'mario-dist models history {alias.model}'"
+            )
+        _catch_up(alias, held)
+        return alias.move(
+            alias.row(
+                "rollback",
+                "passed",
+                held,
+                target,
+                reason=reason,
+                actor=this_person(),
+                run_id=policy.run_id,
+            )
+        )
+
+
+def predecessor(rows: Sequence[PromotionRow], held: int | None) -> int | None:
+    """The version that had the alias before ``held``: what was rolled back is out of that line."""
+    line: list[int | None] = []
+    for row in (row for row in rows if row.moved):
+        if row.event in ("rollback", "put back") and row.to_version in line:
+            while line[-1] != row.to_version:
+                line.pop()
+        elif row.to_version is not None:
+            line.append(row.to_version)
+    while line and line[-1] == held:
+        line.pop()
+    return line[-1] if line else None
+
+
+class Watcher:
+    """Follows an alias that anyone may change, in MLflow's UI too.
+
+    A change that no row of the audit tells of is verified: the version must be what was registered and pass
+    the gate. put_back: where it does not, the alias goes back to the version that the audit knew of.
+    """
+
+    def __init__(
+        self, alias: Alias, gate: Gate, *, put_back: bool = False, note: Callable[[str], None]
+    ) -> None:
+        self.alias = alias
+        self._gate = gate
+        self._put_back = put_back
+        self._note = note
+
+    def look(self) -> list[PromotionRow]:
+        """Deal with what has changed since the audit's newest row. Returns the rows that it wrote."""
+        alias = self.alias
+        rows = alias.rows()
+        recorded, held = alias.recorded(), alias.holder()
+        if held == recorded:
+            return self._finish(rows)
+        with alias.store.exclusive(str(alias)):
+            # Whoever moves it with a row holds it from the move to the row.
+            recorded, held = alias.recorded(), alias.holder()
+        if held == recorded:
+            return []
+        verdict = self._judge(held, recorded)
+        with alias.store.exclusive(str(alias)):
+            if (alias.recorded(), alias.holder()) != (recorded, held):
+                return []  # it went on meanwhile, and the next look will see where
+            written = alias.store.add_promotion(verdict)
+        return [written, *self._finish([*rows, written])]
+
+    def _judge(self, held: int | None, recorded: int | None) -> PromotionRow:
+        alias = self.alias
+        if held is None:
+            return alias.row("changed", "passed", recorded, None, reason="the alias was removed")
+        self._note(f"{alias} is version {held} now, and was {recorded or 'nobody'}: verifying it")
+        report_of = gate_judge(self._gate, alias.store)
+        try:
+            policy = verify(alias.registry, alias.version(held))
+        except PackageError as error:
+            return alias.row("changed", "failed", recorded, held, reason=str(error))
+        report = report_of(policy)
+        problems = _problems(alias, self._gate, report, report_of, recorded, held)
+        return alias.row(
+            "changed",
+            "failed" if problems else "passed",
+            recorded,
+            held,
+            reason="; ".join(problems),
+            report=report,
+            run_id=policy.run_id,
+        )
+
+    def _finish(self, rows: Sequence[PromotionRow]) -> list[PromotionRow]:
+        """Put the alias back, where its newest move is a change that failed."""
+        last = next((row for row in reversed(rows) if row.moved), None)
+        if not self._put_back or last is None or last.event != "changed" or last.verdict != "failed":
+            return []
+        if last.from_version is None:
+            return []  # there was none before
+        alias = self.alias
+        with alias.store.exclusive(str(alias)):
+            if alias.holder() != last.to_version or alias.recorded() != last.to_version:
+                return []
+            why = f"version {last.to_version} failed"
+            row = alias.row("put back", "passed", last.to_version, last.from_version, reason=why)
+            return [alias.move(row)]
+
+
+def _problems(
+    alias: Alias,
+    gate: Gate,
+    report: Mapping[str, Any],
+    report_of: Judge,
+    champion: int | None,
+    number: int,
+) -> list[str]:
+    """What the gate objects to. ``champion``: the version that ``number`` shall follow."""
+    if champion is None or champion == number or not gate.not_worse:
+        return objections(gate, report, None)
+    try:
+        theirs = report_of(fetched_policy(alias.registry, alias.version(champion)))
+    except UserError as error:
+        found = objections(gate, report, None)
+        return [*found, f"the champion, version {champion}, cannot be compared with: {error}"]
+    return objections(gate, report, theirs)
+
+
+def _catch_up(alias: Alias, held: int | None) -> None:
+    """A row for a change that another program made and no watcher has seen, so that rows lead on."""
+    recorded = alias.recorded()
+    if held != recorded:
+        reason = "found when the alias was moved next"
+        alias.store.add_promotion(alias.row("changed", "unverified", recorded, held, reason=reason))
+
+
+def _refusal(
+    alias: Alias,
+    number: int,
+    reason: str,
+    actor: str,
+    report: Mapping[str, Any] | None = None,
+    run_id: str | None = None,
+) -> PromotionRow:
+    return alias.row(
+        "promote",
+        "failed",
+        alias.holder(),
+        number,
+        moved=False,
+        reason=reason,
+        actor=actor,
+        report=report,
+        run_id=run_id,
+    )
+
+
+def watch(
+    registry: ModelRegistry,
+    store: RunStore,
+    model: str | None,
+    alias: str,
+    gate: Gate,
+    *,
+    put_back: bool,
+    every_s: float | None,
+    note: Callable[[str], None],
+    told: Callable[[PromotionRow], None],
+) -> list[PromotionRow]:
+    """Follow an alias of one model, or of all, until a signal, or only once where ``every_s`` is None.
+
+    ``told`` gets each row that it writes, as it is written; they are returned too. Raises ``UserError`` where
+    MLflow or the database is away at the first look; later that is a note, and the next look tries again.
+    """
+    written: list[PromotionRow] = []
+    failed = ""
+    first = True
+    with stop_on_signals() as stopped:
+        while True:
+            try:
+                for name in registry.names() if model is None else [model]:
+                    here = Alias(registry, store, name, alias)
+                    for row in Watcher(here, gate, put_back=put_back, note=note).look():
+                        written.append(row)
+                        told(row)
+                failed = ""
+            except UserError as error:
+                if first or every_s is None:
+                    raise
+                if str(error) != failed:
+                    note(f"{error}; the next look tries again")
+                failed = str(error)
+            if first and every_s is not None:
+                note(f"watching {model or 'all models'}@{alias} in {registry.where}, every {every_s:g} s")
+            first = False
+            if every_s is None:
+                return written
+            until = time.monotonic() + every_s
+            while time.monotonic() < until and not stopped():
+                time.sleep(min(0.2, every_s))
+            if stopped():
+                return written
