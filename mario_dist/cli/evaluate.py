@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from mario_dist.cli.options import Rom
+from mario_dist.cli.options import TARGET_HELP, Rom
 from mario_dist.errors import UserError
 
 if TYPE_CHECKING:
@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
 Target = Annotated[
     str,
-    typer.Argument(help="A run id, 'latest', a checkpoint's path, zoo:1-1 or baseline:random."),
+    typer.Argument(help=TARGET_HELP),
 ]
 Protocol = Annotated[
     str,

@@ -5,6 +5,11 @@ from typing import Annotated
 
 import typer
 
+TARGET_HELP = (
+    "A run id, 'latest', a checkpoint's path, zoo:1-1, a registered model (models:/NAME@ALIAS or"
+    " models:/NAME/VERSION), or baseline:random."
+)
+
 Rom = Annotated[
     Path | None,
     typer.Option(

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from mario_dist.cli.options import Rom
+from mario_dist.cli.options import TARGET_HELP, Rom
 from mario_dist.errors import UserError
 
 if TYPE_CHECKING:
@@ -22,7 +22,7 @@ DEFAULT_CLIP = Path("clip.mp4")
 def play(
     target: Annotated[
         str,
-        typer.Argument(help="A run id, 'latest', a checkpoint's path, zoo:1-1 or baseline:random."),
+        typer.Argument(help=TARGET_HELP),
     ],
     out: Annotated[Path | None, typer.Option(help="Write an MP4 instead of opening a window.")] = None,
     episodes: Annotated[
@@ -59,6 +59,8 @@ def play(
     if episodes < rows * columns:
         raise UserError(f"--grid {grid} shows {rows * columns} lanes: ask for as many --episodes, or more")
     policy = load_policy(target, rom)
+    if "@" in target and policy.source != target:
+        typer.echo(f"{target} is {policy.source}", err=True)
     if policy.config.env.kind != "mario":
         raise UserError(f"{policy.source} plays the probe environment, which has no picture to show")
     look = Look(rows, columns, overlay, label_of(policy))

@@ -81,6 +81,7 @@ class ModelRegistry:
         package: Path,
         *,
         title: str,
+        description: str,
         tags: Mapping[str, str],
         metrics: Mapping[str, float],
         agent_steps: int,
@@ -88,8 +89,8 @@ class ModelRegistry:
     ) -> Version:
         """Seal a package and make it the next version of ``name``, which is made where it is missing.
 
-        metrics: of the model, at ``agent_steps``. mlflow_run_id: the run that it is of; a run of its own is
-        made where that is None or gone.
+        title: of the model in its run. description: of the version. metrics: of the model, at
+        ``agent_steps``. mlflow_run_id: of the run that it is of; where that is None or gone, one is made.
         """
         with self._calling():
             run_id = self._run(mlflow_run_id, title)
@@ -107,6 +108,7 @@ class ModelRegistry:
                 f"{PREFIX}{model.model_id}",
                 run_id=run_id,
                 tags={**tags, SEAL: sealed},
+                description=description,
                 model_id=model.model_id,
             )
             return self.version(Reference(name, int(version.version), None))

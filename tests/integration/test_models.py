@@ -142,7 +142,7 @@ def test_from_training_to_champion_in_the_ui_and_back(
         back = answer(here("models", "rollback", model, "--reason", "only to show it", "--json"))
         assert (back["from_version"], back["to_version"]) == (2, 1)
         browser.open(f"{server.url}/#/models/{model}/versions/1", width=1400, height=900)
-        browser.wait_for("document.body.textContent.includes('champion')")
+        browser.wait_for("document.body.innerText.includes('mario_dist.kind')")
         browser.screenshot(Path(SCREENSHOTS or tmp_path) / "mlflow-version.png")
     assert history(here, model) == [
         ("promote", None, 1, False, "failed"),
