@@ -2,7 +2,14 @@
 
 from mario_dist.registry.connection import default_tracking_uri
 from mario_dist.registry.evaluations import record_evaluation
-from mario_dist.registry.models import PREFIX, ModelRegistry, Reference, Version, parse_reference
+from mario_dist.registry.models import (
+    PREFIX,
+    ModelRegistry,
+    Reference,
+    RegistryUnavailable,
+    Version,
+    parse_reference,
+)
 from mario_dist.registry.package import CHECKPOINT, REPLAYED, PackageError, load_model, write_model
 from mario_dist.registry.tracker import RunEnd, Tracker
 
@@ -13,6 +20,7 @@ __all__ = [
     "ModelRegistry",
     "PackageError",
     "Reference",
+    "RegistryUnavailable",
     "RunEnd",
     "Tracker",
     "Version",

@@ -21,6 +21,10 @@ SEAL = "mario_dist.files_sha256"
 _NAME = re.compile(r"\w[\w.+-]*")
 
 
+class RegistryUnavailable(UserError):
+    """MLflow did not answer or failed; a retry may succeed."""
+
+
 @dataclass(frozen=True, slots=True)
 class Reference:
     """``models:/NAME/VERSION`` or ``models:/NAME@ALIAS``."""
@@ -62,7 +66,7 @@ class Version:
 
 
 class ModelRegistry:
-    """A connection to MLflow's registry. All methods raise ``UserError`` where MLflow fails."""
+    """A connection to MLflow's registry. Methods raise ``RegistryUnavailable`` where MLflow fails."""
 
     def __init__(self, uri: str, experiment: str = "mario-dist") -> None:
         """Raises ``UserError`` within a few seconds where MLflow is away."""
@@ -259,7 +263,7 @@ class ModelRegistry:
         except UserError:
             raise
         except Exception as error:  # MLflow and its stores each raise their own
-            raise UserError(f"MLflow at {self.where}: {explain(error, self._uri)}") from error
+            raise RegistryUnavailable(f"MLflow at {self.where}: {explain(error, self._uri)}") from error
 
 
 def _version(version: "ModelVersion", aliases: list[str]) -> Version:

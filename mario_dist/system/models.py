@@ -22,7 +22,7 @@ from mario_dist.env.actions import action_names
 from mario_dist.errors import UserError
 from mario_dist.evaluation import Player
 from mario_dist.learner import network_arrays
-from mario_dist.nets import Network
+from mario_dist.nets import Network, get_weights
 from mario_dist.paths import runs_dir
 from mario_dist.registry import (
     CHECKPOINT,
@@ -125,12 +125,12 @@ def scores(network: Network, stack_BKHW: U8) -> F32:
         return np.asarray(Scores(network)(torch.from_numpy(stack_BKHW)).numpy(), dtype=np.float32)
 
 
-def weights_sha256(state: TrainState) -> str:
-    """By which the same network is found again, whatever file it is in."""
+def weights_sha256(network: Network) -> str:
+    """By which the same network is found again, wherever it comes from."""
     digest = hashlib.sha256()
-    for name, array in sorted(network_arrays(part(state.arrays, "learner.")).items()):
-        digest.update(f"{name} {array.dtype} {array.shape}".encode())
-        digest.update(np.ascontiguousarray(array).tobytes())
+    for name, array in sorted(get_weights(network, 0).arrays.items()):
+        digest.update(f"{name} {array.shape}".encode())
+        digest.update(np.ascontiguousarray(array, dtype=np.float32).tobytes())
     return digest.hexdigest()
 
 
@@ -148,7 +148,7 @@ def register(
     Raises ``UserError``.
     """
     policy = policy_of(state, source)
-    name, weights = model_name(policy.config), weights_sha256(state)
+    name, weights = model_name(policy.config), weights_sha256(policy.network)
     known = [version for version in registry.versions(name) if version.tags.get(WEIGHTS) == weights]
     if known:
         return known[0], False

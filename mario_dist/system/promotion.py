@@ -16,10 +16,10 @@ from typing import Any
 
 from mario_dist.errors import UserError
 from mario_dist.evaluation import Gate, objections
-from mario_dist.registry import ModelRegistry, PackageError, Reference, Version
-from mario_dist.store import PromotionEvent, PromotionRow, PromotionVerdict, RunStore
+from mario_dist.registry import ModelRegistry, PackageError, Reference, RegistryUnavailable, Version
+from mario_dist.store import PromotionEvent, PromotionRow, PromotionVerdict, RunStore, StoreUnavailable
 from mario_dist.system.judging import Policy, judge, remember, remembered
-from mario_dist.system.models import fetched_policy, verify
+from mario_dist.system.models import fetched_policy, verify, weights_sha256
 from mario_dist.system.stop import stop_on_signals
 
 CHAMPION = "champion"
@@ -99,16 +99,21 @@ def this_person() -> str:
     return f"{user}@{socket.gethostname()}"
 
 
-def gate_judge(gate: Gate, store: RunStore) -> Judge:
-    """Plays a gate's protocol, unless the run store remembers what came of it."""
+def gate_judge(gate: Gate, store: RunStore, *, again: bool = False) -> Judge:
+    """Plays a gate's protocol, unless the run store remembers what came of it for this very network.
+
+    again: plays it in any case.
+    """
 
     def report(policy: Policy) -> Mapping[str, Any]:
         protocol = gate.asks(policy.config.env.levels)
-        known = remembered(policy, protocol, store)
+        # A version's number may come again, with another network, after its model was deleted.
+        named = dataclasses.replace(policy, source=f"weights:{weights_sha256(policy.network)}")
+        known = None if again else remembered(named, protocol, store)
         if known is not None:
             return known
         played = judge(policy, protocol)
-        remember(policy, played, store, None)
+        remember(named, played, store, None)
         return dataclasses.asdict(played)
 
     return report
@@ -128,7 +133,6 @@ def promote(
     force: where it does not pass the gate, too; a version that is not what was registered is refused always.
     A refusal is kept in the audit. Raises ``Refused``, ``PackageError`` or another ``UserError``.
     """
-    report_of = gate_judge(gate, alias.store)
     actor = this_person()
     version = alias.version(number)
     if alias.holder() == number:
@@ -140,10 +144,10 @@ def promote(
             alias.store.add_promotion(_refusal(alias, number, str(error), actor))
         raise
     note(f"{version.target} is what was registered; now the gate: {gate.protocol}")
-    report = report_of(policy)
+    report = gate_judge(gate, alias.store, again=True)(policy)
     while True:
         champion = alias.holder()
-        problems = _problems(alias, gate, report, report_of, champion, number)
+        problems = _problems(alias, gate, report, champion, number)
         with alias.store.exclusive(str(alias)):
             if alias.holder() != champion:
                 continue  # another one was promoted meanwhile: ask the gate about that one
@@ -254,13 +258,12 @@ class Watcher:
         if held is None:
             return alias.row("changed", "passed", recorded, None, reason="the alias was removed")
         self._note(f"{alias} is version {held} now, and was {recorded or 'nobody'}: verifying it")
-        report_of = gate_judge(self._gate, alias.store)
         try:
             policy = verify(alias.registry, alias.version(held))
         except PackageError as error:
             return alias.row("changed", "failed", recorded, held, reason=str(error))
-        report = report_of(policy)
-        problems = _problems(alias, self._gate, report, report_of, recorded, held)
+        report = gate_judge(self._gate, alias.store, again=True)(policy)
+        problems = _problems(alias, self._gate, report, recorded, held)
         return alias.row(
             "changed",
             "failed" if problems else "passed",
@@ -291,7 +294,6 @@ def _problems(
     alias: Alias,
     gate: Gate,
     report: Mapping[str, Any],
-    report_of: Judge,
     champion: int | None,
     number: int,
 ) -> list[str]:
@@ -299,7 +301,9 @@ def _problems(
     if champion is None or champion == number or not gate.not_worse:
         return objections(gate, report, None)
     try:
-        theirs = report_of(fetched_policy(alias.registry, alias.version(champion)))
+        theirs = gate_judge(gate, alias.store)(fetched_policy(alias.registry, alias.version(champion)))
+    except (RegistryUnavailable, StoreUnavailable):
+        raise  # says nothing of the champion
     except UserError as error:
         found = objections(gate, report, None)
         return [*found, f"the champion, version {champion}, cannot be compared with: {error}"]

@@ -397,3 +397,32 @@ def test_what_cannot_be_done_is_one_clear_line(
     arguments: tuple[str, ...], says: str, model: str, here: Here
 ) -> None:
     assert says in refused(here(*arguments))
+
+
+def test_a_watcher_waits_for_servers_that_are_away_and_does_not_call_that_a_failure(
+    model: str, here: Here, server: MLflowServer, registry: ModelRegistry
+) -> None:
+    ok(here("models", "register", "zoo:1-1", "episodes=2"))
+    command = [sys.executable, "-m", "mario_dist.cli.main", "models", "watch", "--all", "--every", "0.1"]
+    impatient = {"MLFLOW_HTTP_REQUEST_TIMEOUT": "1", "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "0"}
+    process = subprocess.Popen(
+        [*command, "--put-back", "episodes=1"],
+        cwd=REPO,
+        env={**os.environ, **impatient},
+        text=True,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+    )
+    assert process.stdout is not None
+    assert process.stderr is not None
+    assert "watching all models@champion" in process.stderr.readline()
+    os.killpg(server.process.pid, signal.SIGSTOP)
+    try:
+        assert "the next look tries again" in process.stderr.readline()
+    finally:
+        os.killpg(server.process.pid, signal.SIGCONT)
+    registry.move(model, "champion", 1)
+    assert "changed from none to version 1: passed" in process.stdout.readline()
+    process.terminate()
+    process.communicate(timeout=30)
+    assert history(here, model) == [("changed", None, 1, True, "passed")]
