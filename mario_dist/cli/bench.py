@@ -1,4 +1,7 @@
-"""mario-dist bench emulator | parity | rollout | scaling | replay | learner | eval | flag | train"""
+"""mario-dist bench emulator | parity | rollout | scaling | replay | learner | eval | flag | train
+
+``cli/bench_store.py`` adds store and outage.
+"""
 
 import json
 from collections.abc import Mapping, Sequence
@@ -94,7 +97,7 @@ def parity(
     if as_json:
         print(json.dumps(document))
     else:
-        _print_machine(document)
+        print_machine(document)
         print(
             f"{document['frames']:,} frames, {document['looks_of_the_undrawn_machine']:,} looks at a machine"
             f" that draws those only: {document['frames_with_other_ram']} with other RAM,"
@@ -254,7 +257,7 @@ def evaluation(
     if as_json:
         print(json.dumps(document))
         return
-    _print_machine(document)
+    print_machine(document)
     ours, alone, ratio = document["mario-dist"], document["one lane"], document["ratio"]["one lane"]
     print(
         f"{episodes} episodes: {ours['seconds']:.1f} s on {ours['cores']} cores x {ours['lanes']} lanes;"
@@ -315,7 +318,7 @@ def flag(
     if as_json:
         print(json.dumps(document))
         return
-    _print_machine(document)
+    print_machine(document)
     for name, result in document["configs"].items():
         table = Table(
             name, "agent steps", "range", "minutes", "range", f"of {len(result['runs'])} seeds", box=None
@@ -394,7 +397,7 @@ def train(
     if as_json:
         print(json.dumps(document))
         return
-    _print_machine(document)
+    print_machine(document)
     updates = ["updates/s of learning"] if algo == "apex" else []
     table = Table(
         "", "agent steps/s", "rollout s", "learn s", *updates, *(f"/ {peer}" for peer in peers), box=None
@@ -454,7 +457,7 @@ def _show(document: Mapping[str, Any], columns: Sequence[str], as_json: bool) ->
     if as_json:
         print(json.dumps(document))
         return
-    _print_machine(document)
+    print_machine(document)
     table = Table(*columns, box=None)
     for row in document["rows"]:
         table.add_row(*(f"{row[c]:,.0f}" if isinstance(row[c], float) else str(row[c]) for c in columns))
@@ -468,7 +471,7 @@ def _print_table(title: str, unit: str, parts: Mapping[str, float], digits: int 
     Console().print(table)
 
 
-def _print_machine(document: Mapping[str, Any]) -> None:
+def print_machine(document: Mapping[str, Any]) -> None:
     machine = document["machine"]
     gpus = machine["gpus"] or "none"
     print(f"{machine['cpu']}, {machine['cores']} cores, {machine['memory_gib']} GiB, GPUs: {gpus}")

@@ -9,7 +9,7 @@ from numpy.typing import NDArray
 
 from mario_dist.report.curves import wall_clock
 from mario_dist.report.judged import Judgement, best, judgements
-from mario_dist.store import EpisodeRow, MetricRow, RunRow, RunStore
+from mario_dist.store import MetricRow, RunRow, RunStore
 from mario_dist.types import F64, Bool
 
 
@@ -67,28 +67,34 @@ class RunData:
         return best(self.judgements, self.levels)
 
 
+_COLUMNS = ("agent_steps", "x_pos_max", "flag_get", "end", "level")
+
+
 def read_run(store: RunStore, row: RunRow, directory: Path) -> RunData:
     """Raises ``StoreUnavailable`` where the store cannot be read."""
     metrics = store.metrics(row.id)
     return RunData(
         row=row,
         directory=directory,
-        episodes=episode_columns(store.episodes(row.id), metrics),
+        episodes=episode_columns(store.episode_columns(row.id, _COLUMNS), metrics),
         metrics=series(metrics),
         judgements=judgements(store.evaluations(row.id), store.checkpoints(row.id)),
     )
 
 
-def episode_columns(episodes: Sequence[EpisodeRow], metrics: Sequence[MetricRow]) -> EpisodeColumns:
-    """Rows as columns, with the wall-clock time that the metrics know."""
-    steps = np.array([e["agent_steps"] for e in episodes], dtype=np.float64)
+def episode_columns(
+    episodes: Sequence[tuple[float, float, bool, str, str]], metrics: Sequence[MetricRow]
+) -> EpisodeColumns:
+    """Rows of ``_COLUMNS`` as columns, with the wall-clock time that the metrics know."""
+    agent_steps, x_pos, cleared, end, level = zip(*episodes, strict=True) if episodes else ((),) * 5
+    steps = np.array(agent_steps, dtype=np.float64)
     return EpisodeColumns(
         agent_steps=steps,
         wall_s=wall_clock(steps, [m["agent_steps"] for m in metrics], [m["wall_s"] for m in metrics]),
-        x_pos=np.array([e["x_pos_max"] for e in episodes], dtype=np.float64),
-        cleared=np.array([e["flag_get"] for e in episodes], dtype=np.bool_),
-        end=np.array([e["end"] for e in episodes], dtype=np.str_),
-        level=np.array([e["level"] for e in episodes], dtype=np.str_),
+        x_pos=np.array(x_pos, dtype=np.float64),
+        cleared=np.array(cleared, dtype=np.bool_),
+        end=np.array(end, dtype=np.str_),
+        level=np.array(level, dtype=np.str_),
     )
 
 

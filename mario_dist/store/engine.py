@@ -18,6 +18,7 @@ from mario_dist.errors import UserError
 from mario_dist.paths import runs_dir
 
 CONNECT_TIMEOUT_S = 5
+_READ_ONLY_TRANSACTION = "25006"
 
 
 class StoreUnavailable(UserError):
@@ -73,13 +74,30 @@ def open_engine(url: str, busy_timeout_s: float) -> tuple[Engine, str]:
     return engine, where
 
 
+def missing_file(url: str) -> Path | None:
+    """The file that an SQLite URL names, where it is not there: opening would make it.
+
+    Raises ``UserError`` for a URL that cannot be used.
+    """
+    parsed = _parse(url)
+    path = parsed.database
+    if parsed.get_backend_name() != "sqlite" or path is None or path.startswith("file:"):
+        return None
+    file = Path(path).expanduser().absolute()
+    return None if file.exists() else file
+
+
 @contextmanager
 def clear_errors(engine: Engine, where: str) -> Iterator[None]:
     """Turn a database that is away, locked, full or read-only into ``StoreUnavailable`` with one line."""
     try:
         yield
-    except (OperationalError, InterfaceError) as error:
-        raise StoreUnavailable(_explain(error, engine.url, where)) from error
+    except DBAPIError as error:
+        away = isinstance(error, (OperationalError, InterfaceError)) or error.connection_invalidated
+        # A standby, to which a failover led.
+        if away or getattr(error.orig, "pgcode", None) == _READ_ONLY_TRANSACTION:
+            raise StoreUnavailable(_explain(error, engine.url, where)) from error
+        raise
 
 
 @contextmanager

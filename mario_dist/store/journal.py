@@ -36,7 +36,9 @@ class Journal:
             directory.mkdir(parents=True, exist_ok=True)
         except OSError as error:
             raise self._failure(error) from error
-        self._number = max((int(path.stem) for path in segments(directory)), default=0)
+        # Those that were set aside too, whose names must stay theirs.
+        self._number = max((int(path.stem) for path in directory.glob("[0-9]*.*")), default=0)
+        self._sealed = self._number
         self._file: int | None = None
         self._bytes = 0
 
@@ -66,11 +68,13 @@ class Journal:
         if self._file is not None:
             os.close(self._file)
             self._file = None
+            self._sealed = self._number
 
     def sealed(self) -> list[Path]:
         """The segments that can be read, oldest first."""
-        found = segments(self.directory)
-        return found[:-1] if self._file is not None else found
+        # By number: the file of the newest one is there before ``append`` has its descriptor.
+        sealed = self._sealed
+        return [path for path in segments(self.directory) if int(path.stem) <= sealed]
 
     def sync(self) -> None:
         """Wait until the disk has every line, for the machine's sudden end."""
@@ -102,25 +106,25 @@ def segments(directory: Path) -> list[Path]:
     return sorted(directory.glob("[0-9]*.jsonl"))
 
 
-def read_segment(path: Path) -> Iterator[Rows]:
-    """The lines of a segment.
+def read_segment(path: Path) -> Iterator[Rows | None]:
+    """The lines of a segment; None in the place of a damaged one.
 
-    A last line without an end was never accepted and is left out. A segment with another damaged line is set
-    aside as ``*.damaged`` once its good lines are read, with a warning.
+    A last line without an end was never accepted and is left out.
     """
-    damaged = 0
-    for line in path.read_bytes().splitlines(keepends=True):
-        if not line.endswith(b"\n"):
-            break
-        rows = _decode(line)
-        if rows is None:
-            damaged += 1
-        else:
-            yield rows
-    if damaged:
-        aside = path.with_suffix(".damaged")
-        path.rename(aside)
-        _log.warning("%d lines of the journal are damaged and were left out; see %s", damaged, aside)
+    for line in path.read_bytes().split(b"\n")[:-1]:
+        yield _decode(line)
+
+
+def discard_segment(path: Path, damaged: int) -> None:
+    """Remove what the database has; but where lines were damaged, set it aside as ``*.damaged``, and warn."""
+    if not damaged:
+        path.unlink(missing_ok=True)  # a writer that gave up may still come to it
+        return
+    aside = path.with_suffix(".damaged")
+    path.rename(aside)
+    _log.warning(
+        "of the journal, %d line(s) are damaged and were left out; they are kept in %s", damaged, aside
+    )
 
 
 def _encode(rows: Rows) -> bytes:
@@ -132,7 +136,7 @@ def _encode(rows: Rows) -> bytes:
 
 def _decode(line: bytes) -> Rows | None:
     """What a line says; None where it is damaged."""
-    check, _, content = line[:-1].partition(b" ")
+    check, _, content = line.partition(b" ")
     if check != b"%08x" % zlib.crc32(content):
         return None
     tree: dict[str, Any] = json.loads(content)

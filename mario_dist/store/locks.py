@@ -29,7 +29,12 @@ def exclusive(engine: Engine, name: str, timeout_s: float) -> Iterator[None]:
 def _hold_in_file(engine: Engine, name: str, deadline: float) -> Iterator[None]:
     # One file for all names: SQLite is for one machine, and what is done under a lock is short.
     assert engine.url.database is not None
-    with Path(f"{engine.url.database.removeprefix('file:').partition('?')[0]}.lock").open("w") as file:
+    path = Path(f"{engine.url.database.removeprefix('file:').partition('?')[0]}.lock")
+    try:
+        file = path.open("w")
+    except OSError as error:
+        raise UserError(f"cannot lock {path}: {error.strerror}") from error
+    with file:
         while True:
             try:
                 fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)

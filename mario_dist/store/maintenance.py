@@ -2,24 +2,27 @@
 
 import csv
 import json
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import datetime
+from functools import partial
 from pathlib import Path
 from typing import Any, Literal
 
-from sqlalchemy import JSON, Boolean, Connection, Double, Engine, Integer, Table, func, select, text
+from sqlalchemy import JSON, Boolean, Connection, Double, Engine, Integer, Table, func, inspect, select, text
+from sqlalchemy.exc import DBAPIError
 
 from mario_dist.errors import UserError
 from mario_dist.store import tables
-from mario_dist.store.engine import clear_opening_errors, open_engine
+from mario_dist.store.engine import clear_opening_errors, missing_file, open_engine
 from mario_dist.store.schema import HEAD, alembic_config, migrate, revision_of
 from mario_dist.store.tables import NanDouble, UtcDateTime
 
 Format = Literal["parquet", "csv"]
 _CHUNK_ROWS = 10_000
 _BUSY_TIMEOUT_S = 30.0
+_UPGRADE = "run 'mario-dist db upgrade'"
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,17 +50,17 @@ def upgrade_database(url: str) -> tuple[str, str | None, str]:
 
 def check_database(url: str) -> DatabaseState:
     """Look for what is wrong, and change nothing. Raises ``UserError`` where it cannot be opened."""
+    if (file := missing_file(url)) is not None:
+        return DatabaseState(str(file), None, HEAD, {}, [f"it is not there: {_UPGRADE}"])
     with _opened(url) as (engine, where), engine.connect() as connection:
         revision = revision_of(connection)
         if revision != HEAD:
             found = "has no tables" if revision is None else f"has the schema {revision}, not {HEAD}"
-            return DatabaseState(where, revision, HEAD, {}, [f"it {found}: run 'mario-dist db upgrade'"])
-        problems = [*_drift(connection), *_damage(connection), *_gaps(connection)]
-        rows = {
-            table.name: connection.scalar(select(func.count()).select_from(table)) or 0
-            for table in tables.metadata.sorted_tables
-        }
-        return DatabaseState(where, revision, HEAD, rows, problems)
+            return DatabaseState(where, revision, HEAD, {}, [f"it {found}: {_UPGRADE}"])
+        rows: dict[str, int] = {}
+        looks = (_damage, _drift, _orphans, _gaps, partial(_count, rows))
+        problems = [line for look in looks for line in _found(look, connection)]
+        return DatabaseState(where, revision, HEAD, rows, list(dict.fromkeys(problems)))
 
 
 def export_database(url: str, directory: Path, format: Format, run_id: str | None) -> dict[Path, int]:
@@ -66,12 +69,14 @@ def export_database(url: str, directory: Path, format: Format, run_id: str | Non
     Of one moment, however long it takes. Nested values are JSON text. Raises ``UserError`` where the database
     is not at the newest schema or the directory cannot be written.
     """
+    if (file := missing_file(url)) is not None:
+        raise UserError(f"there is no run database {file}")
     with _opened(url) as (engine, where):
         if engine.dialect.name == "postgresql":
             engine = engine.execution_options(isolation_level="REPEATABLE READ")
         with engine.connect() as connection:
             if revision_of(connection) != HEAD:
-                raise UserError(f"{where} is not at the newest schema: run 'mario-dist db upgrade'")
+                raise UserError(f"{where} is not at the newest schema: {_UPGRADE}")
             try:
                 directory.mkdir(parents=True, exist_ok=True)
                 return dict(
@@ -93,13 +98,32 @@ def _opened(url: str) -> Iterator[tuple[Engine, str]]:
         engine.dispose()
 
 
+def _found(look: Callable[[Connection], Iterator[str]], connection: Connection) -> list[str]:
+    """What a look finds, in a line each. Where it cannot look, that is a find too."""
+    found: list[str] = []
+    try:
+        with connection.begin_nested():  # PostgreSQL ends the transaction in which a query failed
+            found.extend(look(connection))
+    except DBAPIError as error:
+        if error.connection_invalidated:
+            raise
+        found.append(f"it cannot be read: {str(error.orig).splitlines()[0]}")
+    return [" ".join(line.split()) for line in found]
+
+
 def _drift(connection: Connection) -> Iterator[str]:
-    """Where tables are not as the migrations made them."""
+    """Where tables are not as the migrations made them. Others may be beside them."""
     from alembic.autogenerate import compare_metadata
     from alembic.migration import MigrationContext
 
     alembic_config(connection)  # quiets its logger
-    context = MigrationContext.configure(connection, opts={"compare_type": True})
+    context = MigrationContext.configure(
+        connection,
+        opts={
+            "compare_type": True,
+            "include_name": lambda name, kind, _: kind != "table" or name in tables.metadata.tables,
+        },
+    )
     for difference in compare_metadata(context, tables.metadata):
         yield f"its tables are not as they were made: {str(difference)[:200]}"
 
@@ -109,7 +133,10 @@ def _damage(connection: Connection) -> Iterator[str]:
         for (line,) in connection.execute(text("PRAGMA integrity_check")):
             if line != "ok":
                 yield f"the file is damaged: {line}"
-    for table in tables.metadata.sorted_tables:
+
+
+def _orphans(connection: Connection) -> Iterator[str]:
+    for table in _present(connection):
         for key in table.foreign_keys:
             orphan = key.parent.is_not(None) & key.parent.not_in(select(tables.runs.c.id))
             if count := connection.scalar(select(func.count()).select_from(table).where(orphan)):
@@ -119,15 +146,28 @@ def _damage(connection: Connection) -> Iterator[str]:
 def _gaps(connection: Connection) -> Iterator[str]:
     """Where the audit has lost a row, or two do not fit together."""
     table = tables.promotions
-    last: dict[tuple[str, str], tuple[int, int | None]] = {}
+    unknown = object()  # until the first move: a refusal's ``from_version`` may be no move's
+    last: dict[tuple[str, str], tuple[int, object]] = {}
     columns = (table.c[name] for name in ("model", "alias", "number", "from_version", "to_version", "moved"))
     for model, alias, number, before, after, moved in connection.execute(
         select(*columns).order_by(table.c.model, table.c.alias, table.c.number)
     ):
-        last_number, held = last.get((model, alias), (0, before))
-        if number != last_number + 1 or (moved and before != held):
+        last_number, held = last.get((model, alias), (0, unknown))
+        if number != last_number + 1 or (moved and held not in (unknown, before)):
             yield f"the audit of {model}@{alias} does not lead from row {last_number} to row {number}"
         last[model, alias] = number, after if moved else held
+
+
+def _count(rows: dict[str, int], connection: Connection) -> Iterator[str]:
+    for table in _present(connection):
+        rows[table.name] = connection.scalar(select(func.count()).select_from(table)) or 0
+    yield from ()
+
+
+def _present(connection: Connection) -> list[Table]:
+    """The tables that are there: of others, ``_drift`` tells."""
+    names = inspect(connection).get_table_names()
+    return [table for table in tables.metadata.sorted_tables if table.name in names]
 
 
 def _export_table(
@@ -139,12 +179,18 @@ def _export_table(
     path = directory / f"{table.name}.{format}"
     write = _write_parquet if format == "parquet" else _write_csv
     result = connection.execution_options(yield_per=_CHUNK_ROWS).execute(query)
-    return path, write(path, table, (list(map(tuple, chunk)) for chunk in result.partitions()))
+    part = path.with_name(f"{path.name}.part")  # half a file would look like a whole one
+    try:
+        count = write(part, table, (list(map(tuple, chunk)) for chunk in result.partitions()))
+        part.replace(path)
+    finally:
+        part.unlink(missing_ok=True)
+    return path, count
 
 
 def _write_csv(path: Path, table: Table, chunks: Iterator[list[tuple[Any, ...]]]) -> int:
     count = 0
-    with path.open("w", newline="") as file:
+    with path.open("w", newline="", encoding="utf-8") as file:
         writer = csv.writer(file)
         writer.writerow(table.columns.keys())
         for rows in chunks:

@@ -5,9 +5,9 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import fields, replace
 from types import TracebackType
-from typing import Self, Unpack, cast
+from typing import Any, Self, Unpack, cast
 
-from sqlalchemy import Connection, Table, case, delete, func, insert, select, update
+from sqlalchemy import Connection, Result, Table, case, delete, func, insert, select, update
 from sqlalchemy.dialects import postgresql, sqlite
 
 from mario_dist.errors import UserError
@@ -166,7 +166,14 @@ class RunStore:
         wanted = (_EPISODES.c.run_id == run_id) & (_EPISODES.c.agent_steps >= since_steps)
         with self._read() as connection:
             rows = connection.execute(select(*columns).where(wanted).order_by(*_ORDER))
-            return [cast(EpisodeRow, dict(row._mapping)) for row in rows]
+            return cast(list[EpisodeRow], _dicts(rows))
+
+    def episode_columns(self, run_id: str, names: Sequence[str]) -> list[tuple[Any, ...]]:
+        """These values of a run's ``EpisodeRow``s, oldest first: whole ones of a long run take gigabytes."""
+        columns = [_EPISODES.c["ended_by" if name == "end" else name] for name in names]
+        query = select(*columns).where(_EPISODES.c.run_id == run_id).order_by(*_ORDER)
+        with self._read() as connection:
+            return [tuple(row) for row in connection.execute(query)]
 
     def episode_summary(self, run_id: str) -> EpisodeSummary:
         """A run's episodes in a few numbers, computed by the database."""
@@ -204,7 +211,7 @@ class RunStore:
             query = query.where(table.c.name.in_(list(names)))
         with self._read() as connection:
             rows = connection.execute(query.order_by(table.c.agent_steps, table.c.name))
-            return [cast(MetricRow, dict(row._mapping)) for row in rows]
+            return cast(list[MetricRow], _dicts(rows))
 
     def newest_metrics(self, run_id: str) -> list[MetricRow]:
         """The metrics of a run's newest report."""
@@ -214,7 +221,7 @@ class RunStore:
             (table.c.run_id == run_id) & (table.c.agent_steps == newest)
         )
         with self._read() as connection:
-            return [cast(MetricRow, dict(row._mapping)) for row in connection.execute(query)]
+            return cast(list[MetricRow], _dicts(connection.execute(query)))
 
     # The audit of registered models
 
@@ -242,13 +249,14 @@ class RunStore:
     def promotions(self, model: str | None = None, alias: str | None = None) -> list[PromotionRow]:
         """The audit of a model's alias, oldest first; of every alias or model where none is given."""
         table = tables.promotions
+        order = [table.c.at, table.c.model, table.c.alias, table.c.number]
+        if model is not None and alias is not None:
+            order = [table.c.number]  # the clocks of several machines differ
         query = select(*(table.c[f.name] for f in fields(PromotionRow)))
         query = query if model is None else query.where(table.c.model == model)
         query = query if alias is None else query.where(table.c.alias == alias)
         with self._read() as connection:
-            rows = connection.execute(
-                query.order_by(table.c.at, table.c.model, table.c.alias, table.c.number)
-            )
+            rows = connection.execute(query.order_by(*order))
             return [PromotionRow(**row._mapping) for row in rows]
 
     def _change_run(self, connection: Connection, run_id: str, changes: RunChanges) -> None:
@@ -289,6 +297,12 @@ def resolve(ref: str, ids_newest_first: Sequence[str]) -> str:
     near = difflib.get_close_matches(ref, ids_newest_first, n=3, cutoff=0.5)
     hint = f"did you mean {' or '.join(near)}?" if near else f"the newest is {ids_newest_first[0]}"
     raise UserError(f"there is no run {ref!r}; {hint} ('mario-dist runs list' shows all)")
+
+
+def _dicts(rows: Result[Any]) -> list[dict[str, Any]]:
+    """Rows by their columns' names. ``dict(row._mapping)`` takes half as long again."""
+    names = tuple(rows.keys())
+    return [dict(zip(names, row, strict=True)) for row in rows]
 
 
 def _upsert(connection: Connection, table: Table, rows: Sequence[Mapping[str, object]]) -> None:

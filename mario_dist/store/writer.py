@@ -8,8 +8,11 @@ from pathlib import Path
 from types import TracebackType
 from typing import Self, Unpack
 
+from sqlalchemy.exc import DBAPIError
+
+from mario_dist.errors import UserError
 from mario_dist.store.engine import StoreUnavailable
-from mario_dist.store.journal import Journal, read_segment, segments
+from mario_dist.store.journal import Journal, discard_segment, read_segment, segments
 from mario_dist.store.rows import (
     CheckpointRow,
     Rows,
@@ -94,6 +97,7 @@ class StoreWriter:
             )
             self._raise_error()
             if self._durable < target:
+                self._away = True  # it may hang: the next flush does not wait for it again
                 self._journal.sync()
 
     def close(self) -> bool:
@@ -198,9 +202,12 @@ def write_segment(store: RunStore, run_id: str, segment: Path) -> int:
 
     Raises ``StoreUnavailable`` where the database is away; what it has by then, it will get again.
     """
-    count = 0
+    count = damaged = 0
     batch = Rows()
     for rows in read_segment(segment):
+        if rows is None:
+            damaged += 1
+            continue
         batch.extend(rows)
         if len(batch) >= BATCH_ROWS:
             store.write(run_id, batch)
@@ -208,19 +215,29 @@ def write_segment(store: RunStore, run_id: str, segment: Path) -> int:
             batch = Rows()
     if len(batch):
         store.write(run_id, batch)
-    segment.unlink(missing_ok=True)  # a damaged one was set aside
+    discard_segment(segment, damaged)
     return count + len(batch)
 
 
 def replay(store: RunStore, run_id: str, journal: Path) -> int:
     """Bring what a dead process left in its journal to the database. Returns the rows.
 
-    Raises ``StoreUnavailable`` where the database is away, and ``UserError`` where it has no such run.
+    Raises ``StoreUnavailable`` where the database is away, and ``UserError`` where it has no such run or
+    refuses a row.
     """
     found = segments(journal)
     if not found:
         return 0
-    store.get_run(run_id)
-    count = sum(write_segment(store, run_id, segment) for segment in found)
+    if store.get_run(run_id).id != run_id:  # it takes a beginning for the whole
+        raise UserError(f"there is no run {run_id!r} in {store.where}")
+    count = 0
+    for segment in found:
+        try:
+            count += write_segment(store, run_id, segment)
+        except DBAPIError as error:
+            why = " ".join(str(error.orig).split())
+            raise UserError(
+                f"{store.where} refuses rows of {segment} ({why}); move that file away to go on without them"
+            ) from error
     Journal(journal).close()
     return count

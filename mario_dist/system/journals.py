@@ -6,12 +6,12 @@ from mario_dist.errors import UserError
 from mario_dist.paths import runs_dir
 from mario_dist.store import RunStore, replay
 from mario_dist.store.journal import segments
-from mario_dist.system.session import JOURNAL, lock_run
+from mario_dist.system.session import JOURNAL, is_trained, lock_run
 
 
 def waiting() -> list[str]:
-    """The runs whose journals hold rows, those that are training now among them."""
-    return [path.parent.name for path in _journals()]
+    """The runs whose journals hold rows that no training is about to bring to the database."""
+    return [path.parent.name for path in _journals() if not is_trained(path.parent)]
 
 
 def replay_all(store: RunStore) -> tuple[dict[str, int], dict[str, str]]:
@@ -24,6 +24,8 @@ def replay_all(store: RunStore) -> tuple[dict[str, int], dict[str, str]]:
                 written[path.parent.name] = replay(store, path.parent.name, path)
         except UserError as error:
             skipped[path.parent.name] = str(error)
+        except OSError as error:  # another user's, say
+            skipped[path.parent.name] = f"cannot use {error.filename or path}: {error.strerror}"
     return written, skipped
 
 

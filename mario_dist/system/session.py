@@ -51,6 +51,7 @@ from mario_dist.types import Arrays, EpisodeRecord, EvalReport, part
 JOURNAL = "journal"
 """The folder, in a run's directory, of rows that are on their way to the run store."""
 
+_LOCK = "lock"
 _RECENT_EPISODES = 100
 _RATE_WINDOW = 10
 _FILM_SHARE = 0.03
@@ -448,7 +449,7 @@ def _end(session: Session, store: RunStore, writer: StoreWriter, status: RunEnd)
         writer.run(status=status, ended_at=ended_at, agent_steps=steps)
         if not writer.close():
             session.note(
-                f"the run database {store.where} is away: what it misses waits in"
+                f"the run database {store.where} did not take everything in time: the rest waits in"
                 f" {session.directory / JOURNAL}, and 'mario-dist db replay' brings it there"
             )
     except Exception:
@@ -469,12 +470,24 @@ def _make_directory(directory: Path) -> None:
 @contextmanager
 def lock_run(directory: Path) -> Iterator[None]:
     """Only one process trains a run. The kernel frees the lock of a process that died."""
-    with (directory / "lock").open("w") as file:
+    with (directory / _LOCK).open("w") as file:
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except OSError:
             raise UserError(f"another process is training {directory.name}; stop it first") from None
         yield
+
+
+def is_trained(directory: Path) -> bool:
+    """Whether a process holds ``lock_run`` now. Changes nothing."""
+    try:
+        with (directory / _LOCK).open() as file:
+            fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return True
+    except OSError:  # there is none, or another user's
+        return False
+    return False
 
 
 def _flatten(tree: Mapping[str, Any], prefix: str = "") -> dict[str, str | int | float | bool]:

@@ -172,6 +172,16 @@ def test_a_journal_of_a_run_that_is_not_there_is_kept(
     assert len(segments(journal)) == 1
 
 
+def test_a_journal_of_a_run_whose_id_only_begins_another_is_kept(
+    store: RunStore, make_run: MakeRun, record: MakeRecord, journal: Path
+) -> None:
+    store.create_run(make_run("r12"))
+    Journal(journal).append(Rows(episodes=[episode_values(1, record(0))]))
+    with pytest.raises(UserError, match="there is no run 'r1' in "):
+        replay(store, "r1", journal)
+    assert len(segments(journal)) == 1
+
+
 def test_a_server_that_drops_its_connections_loses_nothing(
     postgres_database: str, make_run: MakeRun, record: MakeRecord, journal: Path
 ) -> None:
@@ -224,7 +234,7 @@ while True:
         print(n, flush=True)
     writer.flush()
 """
-KILLS = 20
+KILLS = 10  # of each database
 
 
 def test_a_killed_writer_loses_and_doubles_nothing(
@@ -241,7 +251,9 @@ def test_a_killed_writer_loses_and_doubles_nothing(
         process.stdout.readline()
         time.sleep(pause.uniform(0.0, 0.15))
         process.kill()
-        rest, _ = process.communicate(timeout=30)
+        with process.stdout:
+            rest = process.stdout.read()  # communicate() would forget what readline() has buffered
+        process.wait(timeout=30)
         accepted = max([1, *(int(line) for line in rest.split("\n")[:-1])])
         stored = sum(row["incarnation"] == incarnation for row in store.episodes("r1"))
         left += stored < accepted
@@ -257,3 +269,33 @@ def test_a_killed_writer_loses_and_doubles_nothing(
     for incarnation in range(KILLS):
         of_it = [sequence for i, sequence in keys if i == incarnation]
         assert of_it == list(range(len(of_it)))
+
+
+def test_a_database_that_hangs_is_waited_for_once(
+    postgres_database: str, make_run: MakeRun, record: MakeRecord, journal: Path
+) -> None:
+    holder = create_engine(postgres_database)
+    with RunStore(postgres_database) as store, holder.connect() as connection:
+        store.create_run(make_run("r1"))
+        connection.execute(text("LOCK TABLE episodes"))
+        with StoreWriter(store, "r1", journal, linger_s=0, patience_s=0.5) as writer:
+            started = time.monotonic()
+            for n in range(5):
+                writer.episodes(n, [record(n)])
+                writer.flush()
+            assert 0.5 <= time.monotonic() - started < 2.0
+            connection.rollback()
+            while len(store.episodes("r1")) < 5:
+                time.sleep(0.01)
+    holder.dispose()
+
+
+def test_rows_that_a_database_refuses_are_named_and_kept(
+    store: RunStore, make_run: MakeRun, record: MakeRecord, journal: Path
+) -> None:
+    store.create_run(make_run("r1"))
+    broken = {**episode_values(1, record(0)), "level": None}
+    Journal(journal).append(Rows(episodes=[broken]))
+    with pytest.raises(UserError, match=r"refuses rows of .*00000001\.jsonl"):
+        replay(store, "r1", journal)
+    assert len(segments(journal)) == 1
