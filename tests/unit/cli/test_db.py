@@ -13,15 +13,14 @@ from pathlib import Path
 
 import pyarrow.parquet as pq
 import pytest
-from alembic import command
 from support.commands import Result
 from support.disks import unprivileged
+from support.store import make_of_revision
 
 from mario_dist.store import RunRow, RunStore
-from mario_dist.store.engine import open_engine
 from mario_dist.store.journal import Journal, segments
 from mario_dist.store.rows import Rows, metric_values
-from mario_dist.store.schema import HEAD, alembic_config
+from mario_dist.store.schema import HEAD
 from mario_dist.system.session import is_trained, lock_run
 
 Here = Callable[..., Result]
@@ -53,13 +52,6 @@ def make_runs(database: Path, *run_ids: str) -> None:
         for run_id in run_ids:
             store.create_run(a_run(run_id))
             store.add_metrics(run_id, 1, 0.5, {"loss": 1.0})
-
-
-def make_old(database: Path) -> None:
-    engine, _ = open_engine(str(database), 5)
-    with engine.begin() as connection:
-        command.upgrade(alembic_config(connection), "0001")
-    engine.dispose()
 
 
 def leave_journal(runs: Path, run_id: str, steps: int = 2) -> Path:
@@ -126,7 +118,7 @@ def test_upgrade_makes_the_database_and_says_so(here: Here, database: Path) -> N
 
 
 def test_upgrade_of_an_old_database(here: Here, database: Path) -> None:
-    make_old(database)
+    make_of_revision(str(database), "0001")
     assert document(here("db", "upgrade", "--json"))["before"] == "0001"
     assert here("db", "check").returncode == 0
 
@@ -169,7 +161,7 @@ def test_check_of_a_sound_database_is_exit_code_0(here: Here, database: Path) ->
 
 
 def test_check_of_an_old_database_is_exit_code_1_and_changes_nothing(here: Here, database: Path) -> None:
-    make_old(database)
+    make_of_revision(str(database), "0001")
     before = database.read_bytes()
     result = here("db", "check")
     assert (result.returncode, result.stderr) == (1, "")
@@ -241,7 +233,7 @@ def test_what_cannot_be_exported_is_one_line(here: Here, database: Path, tmp_pat
         assert (result.returncode, result.stdout) == (code, "")
         assert said in result.stderr
         assert result.stderr.count("\n") == 1
-    make_old(database)
+    make_of_revision(str(database), "0001")
     assert "not at the newest schema" in here("db", "export", str(out)).stderr
     assert here("db", "upgrade").returncode == 0
     assert "there is no run 'r9'" in here("db", "export", str(out), "--run", "r9").stderr

@@ -1,12 +1,15 @@
 """One empty database per test, in SQLite and in a real PostgreSQL."""
 
+import math
 from collections.abc import Callable, Iterator
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
 import pytest
 from support.servers import new_database, postgres_server
+from support.store import promotion
 
-from mario_dist.store import RunRow, RunStore
+from mario_dist.store import CheckpointRow, EvaluationRow, RunRow, RunStore
 from mario_dist.types import Episode, EpisodeRecord
 
 
@@ -81,3 +84,37 @@ def record() -> Callable[..., EpisodeRecord]:
         return EpisodeRecord(actor, incarnation, sequence, 17, Episode(**{**values, **changes}))  # type: ignore[arg-type]
 
     return make
+
+
+@pytest.fixture
+def fill(make_run: Callable[..., RunRow], record: Callable[..., EpisodeRecord]) -> Callable[[str], None]:
+    """Two runs, and something in every table: with text, times, nothing and numbers that are none."""
+
+    def fill(url: str) -> None:
+        noon = datetime(2026, 3, 1, 12, 0, 0, 789, tzinfo=UTC)
+        odd = 'Größe, 马里奥 🍄\nline "two"\r\n'
+        report = {"clear_rate": 0.1 + 0.2, "x": {"mean": None, "Ω": [1, odd]}}
+        with RunStore(url) as store:
+            for n, run_id in enumerate(("r1", "r2")):
+                ended: dict[str, object] = {"ended_at": noon, "git_commit": None, "name": odd} if n else {}
+                store.create_run(make_run(run_id, seed=2**40, created_at=noon + timedelta(days=n), **ended))
+                records = [
+                    record(0),
+                    record(1, episode_return=math.nan, flag_get=True),
+                    record(2**33, x_pos_max=5),
+                ]
+                store.add_episodes(run_id, 10, records)
+                store.add_metrics(run_id, 10, 0.5, {"a": 0.1 + 0.2, "b": math.inf, "c": math.nan, odd: -0.0})
+                for path, evaluation in (("p1", None), (odd, report)):
+                    row = CheckpointRow(
+                        agent_steps=10, path=path, kind="best", evaluation=evaluation, created_at=noon
+                    )
+                    store.add_checkpoint(run_id, row)
+                store.add_evaluation(
+                    run_id,
+                    EvaluationRow(agent_steps=10, path="p1", protocol="{}", report=report, created_at=noon),
+                )
+                store.add_promotion(promotion(n or None, n + 1, run_id=run_id, report=report, reason=odd))
+            store.add_promotion(promotion(2, 3, moved=False, verdict="failed", actor="ada@laptop"))
+
+    return fill

@@ -11,9 +11,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 from sqlalchemy import create_engine, delete, text
+from support.store import promotion
 
 from mario_dist.errors import UserError
-from mario_dist.store import PromotionRow, RunRow, RunStore, StoreUnavailable, check_database, tables
+from mario_dist.store import RunRow, RunStore, StoreUnavailable, check_database, tables
 from mario_dist.store.engine import open_engine
 
 MakeRun = Callable[..., RunRow]
@@ -21,23 +22,10 @@ MakeRun = Callable[..., RunRow]
 ALIAS = "mario-1-1-ppo@champion"
 
 
-def promotion(to_version: int, **changes: object) -> PromotionRow:
-    values: dict[str, object] = {
-        "model": "mario-1-1-ppo",
-        "alias": "champion",
-        "event": "promote",
-        "from_version": to_version - 1 or None,
-        "to_version": to_version,
-        "moved": True,
-        "verdict": "passed",
-        "registry": "http://mlflow:5000",
-    }
-    return PromotionRow(**{**values, **changes})  # type: ignore[arg-type]
-
-
 def test_a_row_comes_back_as_it_was_stored(store: RunStore, make_run: MakeRun) -> None:
     store.create_run(make_run("r1"))
     full = promotion(
+        1,
         2,
         actor="ada@laptop",
         reason="größer\nund schneller",
@@ -45,7 +33,7 @@ def test_a_row_comes_back_as_it_was_stored(store: RunStore, make_run: MakeRun) -
         report={"clear_rate": 0.5, "x": {"mean": np.float32(1.5)}},
         at=datetime(2026, 3, 1, 4, 5, 6, 789, tzinfo=UTC),
     )
-    bare = dataclasses.replace(promotion(3, event="changed", verdict="unverified"), to_version=None)
+    bare = promotion(2, None, event="changed", verdict="unverified")
     stored = [store.add_promotion(full), store.add_promotion(bare)]
     assert [row.number for row in stored] == [1, 2]
     assert store.promotions() == stored
@@ -57,7 +45,7 @@ def test_each_alias_of_each_model_is_numbered_by_itself(store: RunStore) -> None
     places = [("a", "champion"), ("a", "challenger"), ("b", "champion")]
     for n in range(1, 4):
         for model, alias in places:
-            assert store.add_promotion(promotion(n, model=model, alias=alias, number=77)).number == n
+            assert store.add_promotion(promotion(n - 1, n, model=model, alias=alias, number=77)).number == n
     assert [row.number for row in store.promotions("a", "champion")] == [1, 2, 3]
     assert [(row.alias, row.number) for row in store.promotions("a")] == [
         (alias, n) for n in range(1, 4) for alias in ("champion", "challenger")
@@ -70,17 +58,17 @@ def test_each_alias_of_each_model_is_numbered_by_itself(store: RunStore) -> None
 def test_a_clock_that_goes_back_does_not_change_the_order_of_an_alias(store: RunStore) -> None:
     noon = datetime(2026, 3, 1, 12, tzinfo=UTC)
     for n in range(1, 4):
-        store.add_promotion(promotion(n, at=noon - timedelta(minutes=n)))
+        store.add_promotion(promotion(n - 1, n, at=noon - timedelta(minutes=n)))
     assert [row.to_version for row in store.promotions("mario-1-1-ppo", "champion")] == [1, 2, 3]
 
 
 def test_a_run_is_kept_as_long_as_the_store_has_it(store: RunStore, url: str, make_run: MakeRun) -> None:
     store.create_run(make_run("r1"))
     store.create_run(make_run("r2"))
-    assert store.add_promotion(promotion(1, run_id="r1")).run_id == "r1"
-    assert store.add_promotion(promotion(2, run_id="r2")).run_id == "r2"
-    assert store.add_promotion(promotion(3, run_id="of-another-store")).run_id is None
-    assert store.add_promotion(promotion(4, run_id="r")).run_id is None  # a prefix is no id
+    assert store.add_promotion(promotion(None, 1, run_id="r1")).run_id == "r1"
+    assert store.add_promotion(promotion(1, 2, run_id="r2")).run_id == "r2"
+    assert store.add_promotion(promotion(2, 3, run_id="of-another-store")).run_id is None
+    assert store.add_promotion(promotion(3, 4, run_id="r")).run_id is None  # a prefix is no id
     before = store.promotions()
     engine, _ = open_engine(url, 5)
     with engine.begin() as connection:
@@ -179,7 +167,7 @@ def test_what_another_process_holds_is_refused_in_one_line_and_the_database_is_w
         started = time.monotonic()
         store.create_run(make_run("r1"))
         store.add_metrics("r1", 1, 0.5, {"loss": 1.0})
-        assert store.add_promotion(promotion(1)).number == 1
+        assert store.add_promotion(promotion(None, 1)).number == 1
         assert len(store.metrics("r1")) == 1
         assert time.monotonic() - started < 5
         assert_busy(store)
