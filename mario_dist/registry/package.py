@@ -18,6 +18,7 @@ import numpy as np
 
 from mario_dist.errors import UserError
 from mario_dist.registry.connection import import_mlflow
+from mario_dist.registry.untrusted import FILES, Suspicious, check_model
 from mario_dist.types import F32, U8
 
 if TYPE_CHECKING:
@@ -80,17 +81,26 @@ def check_files(directory: Path, seal_sha256: str) -> None:
         raise PackageError(f"{_FILES} is not what was registered")
     digests: dict[str, str] = json.loads(listing.read_bytes())
     found = set(_names(directory)) - {_FILES}
-    if missing := sorted(digests.keys() - found):
+    if missing := sorted(FILES - found):
         raise PackageError(f"{missing[0]} is missing")
-    if new := sorted(found - digests.keys()):
+    if new := sorted(found - FILES):
         raise PackageError(f"{new[0]} was not there when it was registered")
+    if digests.keys() != FILES:
+        raise PackageError(f"{_FILES} lists other files")
     for name, digest in digests.items():
         if _sha256(directory / name) != digest:
             raise PackageError(f"{name} is not what was registered")
 
 
 def load_model(directory: Path) -> Callable[[U8], F32]:
-    """The MLflow model in a package, on the CPU. Raises ``PackageError`` where it is broken or pickled."""
+    """The MLflow model in a package, on the CPU.
+
+    Raises ``PackageError`` where it is broken, pickled, or not such as ``write_model`` writes.
+    """
+    try:
+        check_model(directory)
+    except Suspicious as error:
+        raise PackageError(f"its MLflow model was not written by mario-dist: {_line(error)}") from error
     import_mlflow()
     import mlflow.pyfunc
 

@@ -3,11 +3,14 @@
 import hashlib
 import json
 import os
+import pickle
 import shutil
 import signal
 import subprocess
 import sys
+import tempfile
 import time
+import zipfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -15,6 +18,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+import yaml
 from safetensors.numpy import load_file, save_file
 from support.browser import Browser, find_browser
 from support.commands import Result
@@ -225,6 +229,64 @@ def another_model(package: Path) -> None:
     shutil.rmtree(made)
 
 
+PROOF = Path(tempfile.gettempdir()) / "mario-dist-was-here"
+"""What code that came in a package would make."""
+
+
+class Payload:
+    def __reduce__(self) -> tuple[Any, ...]:
+        return os.system, (f"touch {PROOF}",)
+
+
+def rewrite(package: Path, member: str, change: Callable[[bytes], bytes]) -> None:
+    """Another content for a member of the exported program."""
+    path, changed = package / "data/model.pt2", package / "changed"
+    with zipfile.ZipFile(path) as old, zipfile.ZipFile(changed, "w") as new:
+        assert member in old.namelist()
+        for name in old.namelist():
+            new.writestr(name, change(old.read(name)) if name == member else old.read(name))
+    changed.replace(path)
+
+
+def pickle_inside(package: Path) -> None:
+    rewrite(package, "model/data/sample_inputs/model.pt", lambda _: pickle.dumps(Payload()))
+
+
+def in_the_graph(old: str, new: str) -> Callable[[Path], None]:
+    def damage(package: Path) -> None:
+        def change(content: bytes) -> bytes:
+            program = json.loads(content)
+            text = json.dumps(program).replace(old, new)
+            assert text != json.dumps(program)
+            return text.encode()
+
+        rewrite(package, "model/models/model.json", change)
+
+    return damage
+
+
+def guards(package: Path) -> None:
+    def change(content: bytes) -> bytes:
+        code = f"__import__('os').system('touch {PROOF}')"
+        return json.dumps({**json.loads(content), "guards_code": [code]}).encode()
+
+    rewrite(package, "model/models/model.json", change)
+
+
+def own_loader(package: Path) -> None:
+    (package / "conda.yaml").write_text(f"open({str(PROOF)!r}, 'w')")
+    model = yaml.safe_load((package / "MLmodel").read_text())
+    function = model["flavors"]["python_function"]
+    function |= {"loader_module": "mlflow.pyfunc.model", "model_code_path": "conda.yaml"}
+    (package / "MLmodel").write_text(yaml.safe_dump(model))
+
+
+def own_code(package: Path) -> None:
+    model = yaml.safe_load((package / "MLmodel").read_text())
+    model["flavors"]["pytorch"]["code"] = "data"
+    (package / "MLmodel").write_text(yaml.safe_dump(model))
+
+
 def other_scores(package: Path) -> None:
     replayed = load_file(package / "replayed.safetensors")
     save_file({**replayed, "scores": replayed["scores"] + 1}, package / "replayed.safetensors")
@@ -263,7 +325,21 @@ def seal_again(package: Path, server: MLflowServer, model: str) -> None:
         (lambda p: (p / "requirements.txt").unlink(), False, "requirements.txt is missing"),
         (lambda p: (p / "extra.pkl").write_bytes(b"x"), False, "extra.pkl was not there when"),
         (pickled, False, "model.pt2 is not what was registered"),
-        (pickled, True, "its MLflow model cannot be loaded"),
+        (pickled, True, "its MLflow model was not written by mario-dist: data/model.pt2 has a member"),
+        (pickle_inside, True, "its MLflow model cannot be loaded: Deserializing model using pickle is disal"),
+        (own_loader, True, "MLmodel says python_function.loader_module: 'mlflow.pyfunc.model'"),
+        (own_code, True, "MLmodel says pytorch.code: 'data'"),
+        (
+            in_the_graph("Symbol('s", f"__import__('os').system('touch {PROOF}') or Symbol('s"),
+            True,
+            'the graph in data/model.pt2 has the shape "__import__',
+        ),
+        (
+            in_the_graph("torch.ops.aten.relu.default", "torch.hub.load"),
+            True,
+            "the graph in data/model.pt2 calls 'torch.hub.load'",
+        ),
+        (guards, True, "data/model.pt2 has guards, which are code"),
         (another_checkpoint, True, "its checkpoint is another network than the one that was registered"),
         (another_model, True, "its MLflow model is another network than the one that was registered"),
         (other_scores, True, "its checkpoint is another network"),
@@ -291,6 +367,7 @@ def test_a_version_that_was_tampered_with_is_refused(
     (row,) = answer(here("models", "watch", model, "--once", "--json"))
     assert row["verdict"] == "failed"
     assert says in row["reason"]
+    assert not PROOF.exists()
     if not resealed:
         assert says in refused(here("play", f"models:/{model}@champion", "--out", str(tmp_path / "clip.mp4")))
 
