@@ -139,4 +139,5 @@ def own_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     monkeypatch.setenv("MARIO_DIST_RUNS", str(runs))
     monkeypatch.delenv("MARIO_DIST_DB", raising=False)
     monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
+    monkeypatch.delenv("MLFLOW_REGISTRY_URI", raising=False)  # MLflow sets it where a test used the registry
     return runs

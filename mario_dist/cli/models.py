@@ -132,20 +132,25 @@ def promote_command(
 
     Example: mario-dist models promote mario-1-1-ppo 3 min_clear_rate=0.9
     """
-    from mario_dist.registry import Reference
+    from mario_dist.registry import Reference, check_alias, version_number
     from mario_dist.store import RunStore, default_url
     from mario_dist.system.promotion import Alias, promote
 
     if force and not reason.strip():
         raise UserError("--force wants to know why: add --reason TEXT")
+    check_alias(alias)
+    other = check_alias(version[1:]) if version.startswith("@") else None
+    number = None if other is not None else version_number(version)
     gate, registry = _gate(gate_file, gate_changes), _registry()
-    number = int(version) if version.isdecimal() else None
-    if number is None and not version.startswith("@"):
-        raise UserError(f"{version!r} is no version: write its number, or @ALIAS")
-    number = registry.version(Reference(name, number, version[1:] or None)).number
+    number = registry.version(Reference(name, number, other)).number
     with RunStore(default_url()) as store:
         row = promote(
-            Alias(registry, store, name, alias), number, gate, force=force, reason=reason, note=_note
+            Alias(registry, store, name, alias),
+            number,
+            gate,
+            force=force,
+            reason=reason,
+            note=_note,
         )
     _print_move(row, as_json)
 
@@ -162,9 +167,11 @@ def rollback_command(
 
     Example: mario-dist models rollback mario-1-1-ppo --reason "falls into the second pit"
     """
+    from mario_dist.registry import check_alias
     from mario_dist.store import RunStore, default_url
     from mario_dist.system.promotion import Alias, rollback
 
+    check_alias(alias)
     with RunStore(default_url()) as store:
         row = rollback(Alias(_registry(), store, name, alias), to, reason=reason)
     _print_move(row, as_json)
@@ -231,8 +238,9 @@ def watch_command(
 
     Example: mario-dist models watch --all --put-back min_clear_rate=0.9
     """
+    from mario_dist.registry import check_alias
     from mario_dist.store import RunStore, default_url
-    from mario_dist.system.promotion import watch
+    from mario_dist.system.watching import watch
 
     changes = list(gate_changes or [])
     if name is not None and "=" in name:  # --all KEY=VALUE
@@ -242,6 +250,7 @@ def watch_command(
         raise typer.BadParameter("name one model to watch, or all by --all")
     if as_json and not once:
         raise typer.BadParameter("--json is for --once")
+    check_alias(alias)
     gate, registry = _gate(gate_file, changes), _registry()
     with RunStore(default_url()) as store:
         rows = watch(

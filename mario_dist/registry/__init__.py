@@ -8,7 +8,9 @@ from mario_dist.registry.models import (
     Reference,
     RegistryUnavailable,
     Version,
+    check_alias,
     parse_reference,
+    version_number,
 )
 from mario_dist.registry.package import CHECKPOINT, REPLAYED, PackageError, load_model, write_model
 from mario_dist.registry.tracker import RunEnd, Tracker
@@ -24,9 +26,11 @@ __all__ = [
     "RunEnd",
     "Tracker",
     "Version",
+    "check_alias",
     "default_tracking_uri",
     "load_model",
     "parse_reference",
     "record_evaluation",
+    "version_number",
     "write_model",
 ]

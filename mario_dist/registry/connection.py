@@ -94,7 +94,7 @@ def open_client(uri: str, experiment: str) -> "tuple[MlflowClient, str]":
             from mlflow import MlflowClient
 
             with _environment(_impatient(uri)):
-                client = MlflowClient(uri)
+                client = MlflowClient(uri, registry_uri=uri)  # not MLFLOW_REGISTRY_URI's
                 return client, _experiment_id(client, uri, experiment)
     except UserError:
         raise

@@ -2,8 +2,9 @@
 
 import re
 import shutil
+import tempfile
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
@@ -11,7 +12,7 @@ from typing import TYPE_CHECKING
 
 from mario_dist.errors import UserError
 from mario_dist.registry.connection import explain, open_client, redact, resolve_uri
-from mario_dist.registry.package import CHECKPOINT, PackageError, check_files, seal
+from mario_dist.registry.package import PackageError, check_files, seal
 
 if TYPE_CHECKING:
     from mlflow.entities.model_registry import ModelVersion
@@ -19,6 +20,9 @@ if TYPE_CHECKING:
 PREFIX = "models:/"
 SEAL = "mario_dist.files_sha256"
 _NAME = re.compile(r"\w[\w.+-]*")
+_ALIAS = re.compile(r"(?!latest$|v\d+$)[a-z0-9_][a-z0-9_-]*")
+_SHA256 = re.compile(r"[0-9a-f]{64}")
+_MAX_NUMBER = 2**31 - 1
 
 
 class RegistryUnavailable(UserError):
@@ -47,7 +51,23 @@ def parse_reference(target: str) -> Reference:
         raise UserError(f"{target!r}: write {PREFIX}NAME@ALIAS or {PREFIX}NAME/VERSION")
     if not at and not slash:
         raise UserError(f"{target!r} names no version: write {target}@champion or {target}/1")
-    return Reference(name, int(version) if version else None, alias or None)
+    return Reference(name, version_number(version) if version else None, alias or None)
+
+
+def version_number(text: str) -> int:
+    """Raises ``UserError`` where ``text`` is no number that a version can have."""
+    if not text.isdecimal() or not 0 < int(text[:20]) <= _MAX_NUMBER:
+        raise UserError(f"{text!r} is no version: write its number, such as 1")
+    return int(text)
+
+
+def check_alias(alias: str) -> str:
+    """``alias``, if it can be given. Raises ``UserError``."""
+    if not _ALIAS.fullmatch(alias):
+        raise UserError(
+            f"{alias!r} cannot be an alias: take lower-case letters, digits, - and _, but not latest or v1"
+        )
+    return alias
 
 
 @dataclass(frozen=True, slots=True)
@@ -129,7 +149,9 @@ class ModelRegistry:
                     return sorted(found)
 
     def versions(self, name: str) -> list[Version]:
-        """A model's versions, oldest first."""
+        """A model's versions, oldest first; none of a name that mario-dist gives to no model."""
+        if not _NAME.fullmatch(name):
+            return []
         with self._calling():
             aliases: dict[int, list[str]] = {}
             for alias, number in self._aliases(name).items():
@@ -137,7 +159,7 @@ class ModelRegistry:
             found: list[Version] = []
             page: str | None = None
             while True:
-                # Names are checked, so no quote can end the filter's string.
+                # No quote in the name can end the filter's string.
                 versions = self._client.search_model_versions(f"name = '{name}'", page_token=page)
                 found += [_version(v, aliases.get(int(v.version), [])) for v in versions]
                 if not (page := versions.token):
@@ -162,6 +184,10 @@ class ModelRegistry:
                 raise UserError(self._missing(reference.name, f"it has no version {number}")) from error
             return _version(found, [a for a, n in self._aliases(reference.name).items() if n == number])
 
+    def has_ours(self, name: str) -> bool:
+        """Whether mario-dist registered a version of this model."""
+        return any(SEAL in version.tags for version in self.versions(name))
+
     def holder(self, name: str, alias: str) -> int | None:
         """The version that has an alias now; None where none has it, or there is no such model."""
         with self._calling():
@@ -181,36 +207,37 @@ class ModelRegistry:
         Raises ``PackageError``, a ``UserError``, where it is not what was registered.
         """
         sealed = version.tags.get(SEAL)
-        if sealed is None:
-            raise PackageError(f"{version.target} was not registered by mario-dist: it has no tag {SEAL}")
+        if sealed is None or not _SHA256.fullmatch(sealed) or not _NAME.fullmatch(version.name):
+            raise PackageError(f"{version.target} was not registered by mario-dist: see its tag {SEAL}")
         place = cache / version.name / f"{version.number}-{sealed[:12]}"
         if not place.is_dir():
-            self._download(version, place)
+            try:
+                place.parent.mkdir(parents=True, exist_ok=True)
+                with tempfile.TemporaryDirectory(dir=place.parent, prefix=".") as folder:
+                    got = self._download(version, Path(folder))
+                    with suppress(FileExistsError):  # another process has it there already
+                        got.rename(place)
+            except OSError as error:
+                if not place.is_dir():
+                    raise UserError(f"cannot keep {version.target} in {cache}: {error.strerror}") from error
         try:
             check_files(place, sealed)
         except PackageError as error:
             shutil.rmtree(place)  # where it was damaged on this machine, the next try gets it again
             raise PackageError(f"{version.target} must not be used: {error}") from error
-        if not (place / CHECKPOINT).is_dir():
-            raise PackageError(f"{version.target} must not be used: it has no {CHECKPOINT}")
         return place
 
-    def _download(self, version: Version, place: Path) -> None:
+    def _download(self, version: Version, folder: Path) -> Path:
         with self._calling():
             import mlflow.artifacts
 
-            place.parent.mkdir(parents=True, exist_ok=True)
-            partial = place.with_name(f".{place.name}")
-            shutil.rmtree(partial, ignore_errors=True)
-            partial.mkdir()
             got = mlflow.artifacts.download_artifacts(
                 artifact_uri=version.target,
-                dst_path=str(partial),
+                dst_path=str(folder),
                 tracking_uri=self._uri,
                 registry_uri=self._uri,
             )
-            Path(got).rename(place)
-            shutil.rmtree(partial, ignore_errors=True)
+            return Path(got)
 
     def _run(self, run_id: str | None, title: str) -> str:
         from mlflow.exceptions import MlflowException

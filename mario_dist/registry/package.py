@@ -9,16 +9,17 @@ it is pickled, and nothing is unpickled.
 import hashlib
 import json
 import logging
+import tempfile
 import warnings
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from mario_dist.errors import UserError
 from mario_dist.registry.connection import import_mlflow
-from mario_dist.registry.untrusted import FILES, Suspicious, check_model
+from mario_dist.registry.untrusted import FILES, Suspicious, copy_checked
 from mario_dist.types import F32, U8
 
 if TYPE_CHECKING:
@@ -79,14 +80,17 @@ def check_files(directory: Path, seal_sha256: str) -> None:
     listing = directory / _FILES
     if not listing.is_file() or _sha256(listing) != seal_sha256:
         raise PackageError(f"{_FILES} is not what was registered")
-    digests: dict[str, str] = json.loads(listing.read_bytes())
+    try:
+        digests: Any = json.loads(listing.read_bytes())
+    except ValueError:
+        digests = None
+    if not isinstance(digests, dict) or digests.keys() != FILES:
+        raise PackageError(f"{_FILES} does not list what a version has")
     found = set(_names(directory)) - {_FILES}
     if missing := sorted(FILES - found):
         raise PackageError(f"{missing[0]} is missing")
     if new := sorted(found - FILES):
         raise PackageError(f"{new[0]} was not there when it was registered")
-    if digests.keys() != FILES:
-        raise PackageError(f"{_FILES} lists other files")
     for name, digest in digests.items():
         if _sha256(directory / name) != digest:
             raise PackageError(f"{name} is not what was registered")
@@ -97,17 +101,16 @@ def load_model(directory: Path) -> Callable[[U8], F32]:
 
     Raises ``PackageError`` where it is broken, pickled, or not such as ``write_model`` writes.
     """
-    try:
-        check_model(directory)
-    except Suspicious as error:
-        raise PackageError(f"its MLflow model was not written by mario-dist: {_line(error)}") from error
     import_mlflow()
     import mlflow.pyfunc
 
     try:
-        with warnings.catch_warnings():
+        with tempfile.TemporaryDirectory() as folder, warnings.catch_warnings():
             warnings.simplefilter("ignore")
-            model = mlflow.pyfunc.load_model(str(directory), model_config={"device": "cpu"})
+            copy_checked(directory, Path(folder))
+            model = mlflow.pyfunc.load_model(folder, model_config={"device": "cpu"})
+    except Suspicious as error:
+        raise PackageError(f"its MLflow model was not written by mario-dist: {_line(error)}") from error
     except Exception as error:  # MLflow, PyTorch and YAML each raise their own
         raise PackageError(f"its MLflow model cannot be loaded: {_line(error)}") from error
 

@@ -1,8 +1,9 @@
 """Whether the MLflow model in a package is one that ``write_model`` could have written, before it is loaded.
 
-MLflow imports whatever loader an ``MLmodel`` names, and PyTorch evaluates the shape expressions of an exported
-program and calls the functions that its graph names. So what comes from a registry, where others may write
-too, is held to what our networks need, and anything else is refused unread. Pickles are MLflow's to refuse.
+MLflow imports whatever loader an ``MLmodel`` names. PyTorch evaluates the shape expressions of an exported
+program, calls the functions that its graph names, and writes its names into Python source that it runs. So
+what comes from a registry, where others may write too, is held to what our networks need, and anything else
+is refused unread. Pickles are MLflow's to refuse.
 """
 
 import json
@@ -53,6 +54,9 @@ _MEMBER = re.compile(
 )
 _OPERATOR = re.compile(r"torch\.ops\.(aten\.\w+\.\w+|higher_order\.wrap_with_autocast)")
 _SYMBOL = re.compile(r"-?\d+|[su]\d+|Symbol\('[su]\d+'(, (positive|integer)=True)*\)")
+_WORD = re.compile(r"[\w.]*", re.ASCII)
+_VERSION = re.compile(r"[\w.+]+", re.ASCII)
+_TREE_CONTEXTS = {"null", "[]", None}
 _TREE_TYPES = {"builtins.tuple", "builtins.list", "builtins.dict", None}
 _MODEL_JSON = "model/models/model.json"
 _MAX_JSON_BYTES = 2**24
@@ -62,21 +66,42 @@ class Suspicious(Exception):
     """What in a model is not as ours are."""
 
 
-def check_model(directory: Path) -> None:
-    """Raises ``Suspicious``."""
+def copy_checked(directory: Path, to: Path) -> None:
+    """What loading the model in ``directory`` needs, into the folder ``to``; without the notes that PyTorch
+    keeps of the sources of a graph. Raises ``Suspicious``."""
     try:
-        _check_mlmodel(yaml.safe_load((directory / "MLmodel").read_text()))
-        with zipfile.ZipFile(directory / "data/model.pt2") as archive:
-            for name in archive.namelist():
+        text = (directory / "MLmodel").read_text()
+        _check_mlmodel(yaml.safe_load(text))
+        (to / "MLmodel").write_text(text)
+        (to / "data").mkdir()
+        with (
+            zipfile.ZipFile(directory / "data/model.pt2") as archive,
+            zipfile.ZipFile(to / "data/model.pt2", "w") as copy,
+        ):
+            names = archive.namelist()
+            if len(set(names)) < len(names):
+                raise Suspicious("data/model.pt2 has a member twice")
+            for name in names:
                 if not _MEMBER.fullmatch(name):
                     raise Suspicious(f"data/model.pt2 has a member {name!r}")
-            if archive.getinfo(_MODEL_JSON).file_size > _MAX_JSON_BYTES:
-                raise Suspicious("the graph in data/model.pt2 is huge")
-            _check_program(json.loads(archive.read(_MODEL_JSON)))
+                if name == _MODEL_JSON and archive.getinfo(name).file_size > _MAX_JSON_BYTES:
+                    raise Suspicious("the graph in data/model.pt2 is huge")
+                content = archive.read(name)
+                copy.writestr(name, _checked_program(content) if name == _MODEL_JSON else content)
     except Suspicious:
         raise
     except Exception as error:  # a file that is none of its kind fails in many ways
         raise Suspicious(f"cannot read it: {type(error).__name__}: {error}") from error
+
+
+def _checked_program(content: bytes) -> bytes:
+    program = json.loads(content)
+    for _, node in _items(program):
+        for part in node if isinstance(node, list) else [node]:
+            if isinstance(part, dict) and "metadata" in part:
+                part["metadata"] = {}
+    _check_program(program)
+    return json.dumps(program).encode()
 
 
 def _check_mlmodel(model: Any) -> None:
@@ -93,21 +118,47 @@ def _check_program(program: Any) -> None:
     if program["guards_code"]:
         raise Suspicious("data/model.pt2 has guards, which are code")
     for key, value in _items(program):
+        if not _WORD.fullmatch(key):
+            raise Suspicious(f"the graph in data/model.pt2 has the name {key!r}")
         match key:
-            case "target" if not _OPERATOR.fullmatch(value):
-                raise Suspicious(f"the graph in data/model.pt2 calls {value!r}")
-            case "expr_str" if not _SYMBOL.fullmatch(value):
-                raise Suspicious(f"the graph in data/model.pt2 has the shape {value!r}")
+            case "target":
+                if not _OPERATOR.fullmatch(value):
+                    raise Suspicious(f"the graph in data/model.pt2 calls {value!r}")
+            case "expr_str":
+                if not _SYMBOL.fullmatch(value):
+                    raise Suspicious(f"the graph in data/model.pt2 has the shape {value!r}")
             case "as_operator" | "as_custom_obj" | "custom_obj":
                 raise Suspicious(f"the graph in data/model.pt2 has {key}")
-            case "treespec_namedtuple_fields" if value:
-                raise Suspicious("the graph in data/model.pt2 has types of its own")
+            case "treespec_namedtuple_fields":
+                if value:
+                    raise Suspicious("the graph in data/model.pt2 has types of its own")
             case "in_spec" | "out_spec":
-                for inner, type_name in _items(json.loads(value)):
-                    if inner == "type" and type_name not in _TREE_TYPES:
-                        raise Suspicious(f"the graph in data/model.pt2 has the type {type_name!r}")
+                _check_tree(json.loads(value))
+            case "torch_version":
+                if not _VERSION.fullmatch(value):
+                    raise Suspicious(f"data/model.pt2 is of PyTorch {value!r}")
             case _:
-                pass
+                for text in _texts(value):
+                    if not _WORD.fullmatch(text):
+                        raise Suspicious(f"the graph in data/model.pt2 has the name {text!r}")
+
+
+def _check_tree(spec: Any) -> None:
+    """A description of how a function's arguments are nested."""
+    for key, value in _items(spec):
+        if key == "type" and value not in _TREE_TYPES:
+            raise Suspicious(f"the graph in data/model.pt2 has the type {value!r}")
+        if key == "context" and value not in _TREE_CONTEXTS:
+            raise Suspicious(f"the graph in data/model.pt2 has the context {value!r}")
+
+
+def _texts(value: Any) -> Iterator[str]:
+    """A string, or those in a list, however deep."""
+    if isinstance(value, str):
+        yield value
+    elif isinstance(value, list):
+        for item in value:
+            yield from _texts(item)
 
 
 def _items(tree: Any) -> Iterator[tuple[str, Any]]:

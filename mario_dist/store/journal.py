@@ -7,6 +7,7 @@ A journal is a folder of numbered segments, each a file of lines; a line is the 
 import json
 import logging
 import os
+import re
 import zlib
 from collections.abc import Iterator
 from dataclasses import asdict
@@ -18,6 +19,7 @@ from mario_dist.errors import UserError
 from mario_dist.store.rows import Rows
 
 SEGMENT_BYTES = 2**22
+_SEGMENT = re.compile(r"\d{8}\.(jsonl|damaged)")
 _TIMES = ("created_at", "ended_at")
 
 _log = logging.getLogger(__name__)
@@ -37,7 +39,8 @@ class Journal:
         except OSError as error:
             raise self._failure(error) from error
         # Those that were set aside too, whose names must stay theirs.
-        self._number = max((int(path.stem) for path in directory.glob("[0-9]*.*")), default=0)
+        names = [path.name for path in directory.iterdir()]
+        self._number = max((int(name[:8]) for name in names if _SEGMENT.fullmatch(name)), default=0)
         self._sealed = self._number
         self._file: int | None = None
         self._bytes = 0
@@ -103,7 +106,7 @@ class Journal:
 
 def segments(directory: Path) -> list[Path]:
     """The files of a journal, oldest first."""
-    return sorted(directory.glob("[0-9]*.jsonl"))
+    return sorted(directory.glob(f"{'[0-9]' * 8}.jsonl"))
 
 
 def read_segment(path: Path) -> Iterator[Rows | None]:

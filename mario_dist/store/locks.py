@@ -4,10 +4,11 @@ import fcntl
 import hashlib
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from sqlalchemy import Engine, text
+from sqlalchemy.exc import DBAPIError
 
 from mario_dist.errors import UserError
 
@@ -54,7 +55,9 @@ def _hold_in_postgres(engine: Engine, name: str, deadline: float) -> Iterator[No
         try:
             yield
         finally:
-            connection.scalar(text("SELECT pg_advisory_unlock(:key)"), {"key": key})
+            # With a connection that broke, the lock is gone too, and what was done under it stays done.
+            with suppress(DBAPIError):
+                connection.scalar(text("SELECT pg_advisory_unlock(:key)"), {"key": key})
 
 
 def _wait(name: str, deadline: float) -> None:

@@ -147,15 +147,17 @@ def _gaps(connection: Connection) -> Iterator[str]:
     """Where the audit has lost a row, or two do not fit together."""
     table = tables.promotions
     unknown = object()  # until the first move: a refusal's ``from_version`` may be no move's
-    last: dict[tuple[str, str], tuple[int, object]] = {}
-    columns = (table.c[name] for name in ("model", "alias", "number", "from_version", "to_version", "moved"))
-    for model, alias, number, before, after, moved in connection.execute(
-        select(*columns).order_by(table.c.model, table.c.alias, table.c.number)
-    ):
-        last_number, held = last.get((model, alias), (0, unknown))
-        if number != last_number + 1 or (moved and held not in (unknown, before)):
-            yield f"the audit of {model}@{alias} does not lead from row {last_number} to row {number}"
-        last[model, alias] = number, after if moved else held
+    numbers: dict[tuple[str, str], int] = {}
+    holders: dict[tuple[str, str, str], object] = {}
+    names = ("model", "alias", "registry", "number", "from_version", "to_version", "moved")
+    rows = select(*(table.c[name] for name in names)).order_by(*table.primary_key)
+    for model, alias, registry, number, before, after, moved in connection.execute(rows):
+        last = numbers.get((model, alias), 0)
+        held = holders.get((model, alias, registry), unknown)
+        if number != last + 1 or (moved and held not in (unknown, before)):
+            yield f"the audit of {model}@{alias} does not lead from row {last} to row {number}"
+        numbers[model, alias] = number
+        holders[model, alias, registry] = after if moved else held
 
 
 def _count(rows: dict[str, int], connection: Connection) -> Iterator[str]:

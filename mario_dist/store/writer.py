@@ -8,8 +8,6 @@ from pathlib import Path
 from types import TracebackType
 from typing import Self, Unpack
 
-from sqlalchemy.exc import DBAPIError
-
 from mario_dist.errors import UserError
 from mario_dist.store.engine import StoreUnavailable
 from mario_dist.store.journal import Journal, discard_segment, read_segment, segments
@@ -115,7 +113,8 @@ class StoreWriter:
         self._thread.join(1.0)  # it may wait for an answer for ever; the process ends without it
         self._journal.sync()
         self._raise_error()
-        self._journal.close()
+        with self._changed:
+            self._journal.close()
         return not segments(self._journal.directory)
 
     def __enter__(self) -> Self:
@@ -234,8 +233,10 @@ def replay(store: RunStore, run_id: str, journal: Path) -> int:
     for segment in found:
         try:
             count += write_segment(store, run_id, segment)
-        except DBAPIError as error:
-            why = " ".join(str(error.orig).split())
+        except UserError:
+            raise
+        except Exception as error:  # a row that no database takes, and drivers each say so in their own way
+            why = " ".join(str(getattr(error, "orig", error)).split())
             raise UserError(
                 f"{store.where} refuses rows of {segment} ({why}); move that file away to go on without them"
             ) from error

@@ -6,7 +6,8 @@ from mario_dist.errors import UserError
 from mario_dist.paths import runs_dir
 from mario_dist.store import RunStore, replay
 from mario_dist.store.journal import segments
-from mario_dist.system.session import JOURNAL, is_trained, lock_run
+from mario_dist.system.run_lock import is_trained, lock_run
+from mario_dist.system.session import JOURNAL
 
 
 def waiting() -> list[str]:

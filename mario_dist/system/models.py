@@ -10,7 +10,6 @@ from typing import Any
 
 import numpy as np
 import torch
-from safetensors import SafetensorError
 from safetensors.numpy import load_file, save_file
 from torch import Tensor, nn
 
@@ -149,9 +148,8 @@ def register(
     """
     policy = policy_of(state, source)
     name, weights = model_name(policy.config), weights_sha256(policy.network)
-    known = [version for version in registry.versions(name) if version.tags.get(WEIGHTS) == weights]
-    if known:
-        return known[0], False
+    if (known := _known(registry, name, weights)) is not None:
+        return known, False
     report = report_of(policy)
     run = next((run for run in store.list_runs() if run.id == policy.run_id), None)
     low, high = report["clear_rate_ci"]
@@ -178,7 +176,9 @@ def register(
         "mean_return": report["mean_return"],
     }
     protocol = report["protocol"]["name"]
-    with tempfile.TemporaryDirectory() as folder:
+    with tempfile.TemporaryDirectory() as folder, store.exclusive(f"register {name}"):
+        if (known := _known(registry, name, weights)) is not None:  # by another process, just now
+            return known, False
         package = Path(folder) / "package"
         pack(package, policy, state, report)
         made = registry.register(
@@ -192,6 +192,10 @@ def register(
             mlflow_run_id=None if run is None else run.mlflow_run_id,
         )
     return made, True
+
+
+def _known(registry: ModelRegistry, name: str, weights: str) -> Version | None:
+    return next((v for v in registry.versions(name) if v.tags.get(WEIGHTS) == weights), None)
 
 
 def cached_checkpoint(registry: ModelRegistry, version: Version) -> Path:
@@ -225,22 +229,36 @@ def verify(registry: ModelRegistry, version: Version) -> Policy:
 def _verified(package: Path, version: Version) -> Policy:
     try:
         state = load_checkpoint(package / CHECKPOINT)
+        _check_size(state)
         policy = policy_of(state, version.target)
         replayed = load_file(package / REPLAYED)
         stack_BKHW, wanted_BA = replayed["stack"], replayed["scores"]
-    except (CheckpointError, UserError, SafetensorError, KeyError, OSError) as error:
-        raise PackageError(str(error)) from error
-    if stack_BKHW.dtype != np.uint8 or stack_BKHW.ndim != 4 or not len(stack_BKHW):
-        raise PackageError(f"{REPLAYED} holds no observations")
-    if not _same(scores(policy.network, stack_BKHW), wanted_BA):
+        found_BA = scores(policy.network, stack_BKHW)
+    except Exception as error:  # whoever registered it, and whatever is wrong with it
+        raise PackageError(f"cannot read it: {' '.join(str(error).split())[:300]}") from error
+    if policy.config.env.kind != "mario" or model_name(policy.config) != version.name:
+        raise PackageError(f"it plays as {model_name(policy.config)}, which is not what the model is called")
+    if not len(stack_BKHW) or not _same(found_BA, wanted_BA):
         raise PackageError("its checkpoint is another network than the one that was registered")
     if not _same(load_model(package)(stack_BKHW), wanted_BA):
         raise PackageError("its MLflow model is another network than the one that was registered")
     return policy
 
 
+def _check_size(state: TrainState) -> None:
+    """Raises ``ValueError`` where the configuration asks for another network than the arrays are of, before
+    any memory is taken for it."""
+    with torch.device("meta"):
+        wanted = make_network(configuration.parse(state.meta["config"])).state_dict()
+    found = network_arrays(part(state.arrays, "learner."))
+    if {name: tuple(tensor.shape) for name, tensor in wanted.items()} != {
+        name: array.shape for name, array in found.items()
+    }:
+        raise ValueError("its weights do not fit its configuration")
+
+
 def _same(found_BA: F32, wanted_BA: F32) -> bool:
-    if found_BA.shape != wanted_BA.shape or not np.isfinite(found_BA).all():
+    if found_BA.shape != wanted_BA.shape or not np.isfinite([found_BA, wanted_BA]).all():
         return False
     scale = max(1.0, float(np.abs(wanted_BA).max()))
     return bool(np.abs(found_BA - wanted_BA).max() <= _TOLERANCE * scale)

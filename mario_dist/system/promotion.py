@@ -9,7 +9,6 @@ version and writes one.
 import dataclasses
 import getpass
 import socket
-import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -20,7 +19,6 @@ from mario_dist.registry import ModelRegistry, PackageError, Reference, Registry
 from mario_dist.store import PromotionEvent, PromotionRow, PromotionVerdict, RunStore, StoreUnavailable
 from mario_dist.system.judging import Policy, judge, remember, remembered
 from mario_dist.system.models import fetched_policy, verify, weights_sha256
-from mario_dist.system.stop import stop_on_signals
 
 CHAMPION = "champion"
 
@@ -51,7 +49,9 @@ class Alias:
         return self.registry.version(Reference(self.model, number, None))
 
     def rows(self) -> list[PromotionRow]:
-        return self.store.promotions(self.model, self.name)
+        """Its audit, oldest first; of a registry of the same name elsewhere, nothing."""
+        rows = self.store.promotions(self.model, self.name)
+        return [row for row in rows if row.registry == self.registry.where]
 
     def recorded(self) -> int | None:
         """Its holder as the audit knows it."""
@@ -147,7 +147,9 @@ def promote(
     report = gate_judge(gate, alias.store, again=True)(policy)
     while True:
         champion = alias.holder()
-        problems = _problems(alias, gate, report, champion, number)
+        if champion == number:
+            raise UserError(f"{alias} is version {number} already")
+        problems = problems_of(alias, gate, report, champion, number)
         with alias.store.exclusive(str(alias)):
             if alias.holder() != champion:
                 continue  # another one was promoted meanwhile: ask the gate about that one
@@ -180,7 +182,7 @@ def rollback(alias: Alias, to: int | None = None, *, reason: str = "") -> Promot
     It must still be what was registered; no gate is asked. Raises ``UserError``.
     """
     held = alias.holder()
-    target = to if to is not None else predecessor(alias.rows(), held)
+    target = to if to is not None else next(iter(predecessors(alias.rows(), held)), None)
     if target is None:
         raise UserError(f"the audit knows of no version that was {alias} before; name one with --to")
     if target == held:
@@ -205,92 +207,22 @@ def rollback(alias: Alias, to: int | None = None, *, reason: str = "") -> Promot
         )
 
 
-def predecessor(rows: Sequence[PromotionRow], held: int | None) -> int | None:
-    """The version that had the alias before ``held``: what was rolled back is out of that line."""
-    line: list[int | None] = []
-    for row in (row for row in rows if row.moved):
+def predecessors(rows: Sequence[PromotionRow], held: int | None) -> list[int]:
+    """The versions that had the alias before ``held``, newest first: those that passed or were forced, and
+    without what was rolled back."""
+    line: list[int] = []
+    for row in (row for row in rows if row.moved and row.to_version is not None):
+        assert row.to_version is not None
         if row.event in ("rollback", "put back") and row.to_version in line:
-            while line[-1] != row.to_version:
-                line.pop()
-        elif row.to_version is not None:
+            del line[line.index(row.to_version) + 1 :]
+        elif row.verdict in ("passed", "forced"):
             line.append(row.to_version)
     while line and line[-1] == held:
         line.pop()
-    return line[-1] if line else None
+    return list(dict.fromkeys(reversed(line)))
 
 
-class Watcher:
-    """Follows an alias that anyone may change, in MLflow's UI too.
-
-    A change that no row of the audit tells of is verified: the version must be what was registered and pass
-    the gate. put_back: where it does not, the alias goes back to the version that the audit knew of.
-    """
-
-    def __init__(
-        self, alias: Alias, gate: Gate, *, put_back: bool = False, note: Callable[[str], None]
-    ) -> None:
-        self.alias = alias
-        self._gate = gate
-        self._put_back = put_back
-        self._note = note
-
-    def look(self) -> list[PromotionRow]:
-        """Deal with what has changed since the audit's newest row. Returns the rows that it wrote."""
-        alias = self.alias
-        rows = alias.rows()
-        recorded, held = alias.recorded(), alias.holder()
-        if held == recorded:
-            return self._finish(rows)
-        with alias.store.exclusive(str(alias)):
-            # Whoever moves it with a row holds it from the move to the row.
-            recorded, held = alias.recorded(), alias.holder()
-        if held == recorded:
-            return []
-        verdict = self._judge(held, recorded)
-        with alias.store.exclusive(str(alias)):
-            if (alias.recorded(), alias.holder()) != (recorded, held):
-                return []  # it went on meanwhile, and the next look will see where
-            written = alias.store.add_promotion(verdict)
-        return [written, *self._finish([*rows, written])]
-
-    def _judge(self, held: int | None, recorded: int | None) -> PromotionRow:
-        alias = self.alias
-        if held is None:
-            return alias.row("changed", "passed", recorded, None, reason="the alias was removed")
-        self._note(f"{alias} is version {held} now, and was {recorded or 'nobody'}: verifying it")
-        try:
-            policy = verify(alias.registry, alias.version(held))
-        except PackageError as error:
-            return alias.row("changed", "failed", recorded, held, reason=str(error))
-        report = gate_judge(self._gate, alias.store, again=True)(policy)
-        problems = _problems(alias, self._gate, report, recorded, held)
-        return alias.row(
-            "changed",
-            "failed" if problems else "passed",
-            recorded,
-            held,
-            reason="; ".join(problems),
-            report=report,
-            run_id=policy.run_id,
-        )
-
-    def _finish(self, rows: Sequence[PromotionRow]) -> list[PromotionRow]:
-        """Put the alias back, where its newest move is a change that failed."""
-        last = next((row for row in reversed(rows) if row.moved), None)
-        if not self._put_back or last is None or last.event != "changed" or last.verdict != "failed":
-            return []
-        if last.from_version is None:
-            return []  # there was none before
-        alias = self.alias
-        with alias.store.exclusive(str(alias)):
-            if alias.holder() != last.to_version or alias.recorded() != last.to_version:
-                return []
-            why = f"version {last.to_version} failed"
-            row = alias.row("put back", "passed", last.to_version, last.from_version, reason=why)
-            return [alias.move(row)]
-
-
-def _problems(
+def problems_of(
     alias: Alias,
     gate: Gate,
     report: Mapping[str, Any],
@@ -337,50 +269,3 @@ def _refusal(
         report=report,
         run_id=run_id,
     )
-
-
-def watch(
-    registry: ModelRegistry,
-    store: RunStore,
-    model: str | None,
-    alias: str,
-    gate: Gate,
-    *,
-    put_back: bool,
-    every_s: float | None,
-    note: Callable[[str], None],
-    told: Callable[[PromotionRow], None],
-) -> list[PromotionRow]:
-    """Follow an alias of one model, or of all, until a signal, or only once where ``every_s`` is None.
-
-    ``told`` gets each row that it writes, as it is written; they are returned too. Raises ``UserError`` where
-    MLflow or the database is away at the first look; later that is a note, and the next look tries again.
-    """
-    written: list[PromotionRow] = []
-    failed = ""
-    first = True
-    with stop_on_signals() as stopped:
-        while True:
-            try:
-                for name in registry.names() if model is None else [model]:
-                    here = Alias(registry, store, name, alias)
-                    for row in Watcher(here, gate, put_back=put_back, note=note).look():
-                        written.append(row)
-                        told(row)
-                failed = ""
-            except UserError as error:
-                if first or every_s is None:
-                    raise
-                if str(error) != failed:
-                    note(f"{error}; the next look tries again")
-                failed = str(error)
-            if first and every_s is not None:
-                note(f"watching {model or 'all models'}@{alias} in {registry.where}, every {every_s:g} s")
-            first = False
-            if every_s is None:
-                return written
-            until = time.monotonic() + every_s
-            while time.monotonic() < until and not stopped():
-                time.sleep(min(0.2, every_s))
-            if stopped():
-                return written

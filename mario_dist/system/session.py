@@ -1,7 +1,6 @@
 """What a run leaves behind: its directory, its rows in the store, its MLflow run, its line on the screen."""
 
 import dataclasses
-import fcntl
 import os
 import shutil
 import time
@@ -45,13 +44,13 @@ from mario_dist.store import (
 )
 from mario_dist.system.collapse import Alarm, CollapseDetector
 from mario_dist.system.filming import clip_path, clip_wanted, film_best
+from mario_dist.system.run_lock import lock_run
 from mario_dist.system.topology import Counters, Iteration, Judge, Recovery
 from mario_dist.types import Arrays, EpisodeRecord, EvalReport, part
 
 JOURNAL = "journal"
 """The folder, in a run's directory, of rows that are on their way to the run store."""
 
-_LOCK = "lock"
 _RECENT_EPISODES = 100
 _RATE_WINDOW = 10
 _FILM_SHARE = 0.03
@@ -465,29 +464,6 @@ def _make_directory(directory: Path) -> None:
             raise PermissionError(13, "Permission denied")
     except OSError as error:
         raise UserError(f"cannot write to {directory} ({error.strerror}); set MARIO_DIST_RUNS") from error
-
-
-@contextmanager
-def lock_run(directory: Path) -> Iterator[None]:
-    """Only one process trains a run. The kernel frees the lock of a process that died."""
-    with (directory / _LOCK).open("w") as file:
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError:
-            raise UserError(f"another process is training {directory.name}; stop it first") from None
-        yield
-
-
-def is_trained(directory: Path) -> bool:
-    """Whether a process holds ``lock_run`` now. Changes nothing."""
-    try:
-        with (directory / _LOCK).open() as file:
-            fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
-    except BlockingIOError:
-        return True
-    except OSError:  # there is none, or another user's
-        return False
-    return False
 
 
 def _flatten(tree: Mapping[str, Any], prefix: str = "") -> dict[str, str | int | float | bool]:
