@@ -36,7 +36,7 @@ def model(server: MLflowServer, postgres: str, monkeypatch: pytest.MonkeyPatch) 
         yield ZOO_MODEL
     from mlflow import MlflowClient
 
-    client = MlflowClient(server.url)
+    client = MlflowClient(server.url, registry_uri=server.url)
     for found in client.search_registered_models():
         client.delete_registered_model(found.name)
     shutil.rmtree(server.artifacts, ignore_errors=True)

@@ -149,7 +149,7 @@ def test_a_first_champion_that_fails_loses_the_alias_and_other_models_are_let_al
 ) -> None:
     from mlflow import MlflowClient
 
-    client = MlflowClient(server.url)
+    client = MlflowClient(server.url, registry_uri=server.url)
     run = client.create_run(client.create_experiment(tmp_path.name)).info.run_id
     client.create_registered_model("another-team")
     client.create_model_version("another-team", f"runs:/{run}/model", run_id=run)

@@ -147,7 +147,9 @@ def seal_again(package: Path, server: MLflowServer, model: str) -> None:
     }
     (package / "files.json").write_text(json.dumps(digests))
     sealed = hashlib.sha256((package / "files.json").read_bytes()).hexdigest()
-    MlflowClient(server.url).set_model_version_tag(model, "1", "mario_dist.files_sha256", sealed)
+    MlflowClient(server.url, registry_uri=server.url).set_model_version_tag(
+        model, "1", "mario_dist.files_sha256", sealed
+    )
 
 
 @pytest.mark.parametrize(
@@ -228,7 +230,9 @@ def test_a_seal_that_is_none_leads_nowhere(
     kept = own_runs / "kept"
     own_runs.mkdir(exist_ok=True)
     kept.write_text("mine")
-    MlflowClient(server.url).set_model_version_tag(model, "1", "mario_dist.files_sha256", tag)
+    MlflowClient(server.url, registry_uri=server.url).set_model_version_tag(
+        model, "1", "mario_dist.files_sha256", tag
+    )
     for _ in range(2):
         assert "was not registered by mario-dist" in refused(here("eval", f"models:/{model}/1"))
     assert kept.read_text() == "mine"
