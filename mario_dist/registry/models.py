@@ -4,7 +4,7 @@ import re
 import shutil
 import tempfile
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
@@ -210,21 +210,23 @@ class ModelRegistry:
         if sealed is None or not _SHA256.fullmatch(sealed) or not _NAME.fullmatch(version.name):
             raise PackageError(f"{version.target} was not registered by mario-dist: see its tag {SEAL}")
         place = cache / version.name / f"{version.number}-{sealed[:12]}"
-        if not place.is_dir():
+        if place.is_dir():
             try:
-                place.parent.mkdir(parents=True, exist_ok=True)
-                with tempfile.TemporaryDirectory(dir=place.parent, prefix=".") as folder:
-                    got = self._download(version, Path(folder))
-                    with suppress(FileExistsError):  # another process has it there already
-                        got.rename(place)
-            except OSError as error:
-                if not place.is_dir():
-                    raise UserError(f"cannot keep {version.target} in {cache}: {error.strerror}") from error
+                check_files(place, sealed)
+                return place
+            except PackageError:
+                shutil.rmtree(place, ignore_errors=True)  # damaged on this machine
         try:
-            check_files(place, sealed)
+            place.parent.mkdir(parents=True, exist_ok=True)
+            with tempfile.TemporaryDirectory(dir=place.parent, prefix=".") as folder:
+                got = self._download(version, Path(folder))
+                check_files(got, sealed)
+                got.rename(place)
         except PackageError as error:
-            shutil.rmtree(place)  # where it was damaged on this machine, the next try gets it again
             raise PackageError(f"{version.target} must not be used: {error}") from error
+        except OSError as error:
+            if not place.is_dir():  # else another process has it there already
+                raise UserError(f"cannot keep {version.target} in {cache}: {error.strerror}") from error
         return place
 
     def _download(self, version: Version, folder: Path) -> Path:

@@ -132,6 +132,8 @@ def _parse(url: str) -> URL:
     except (ArgumentError, ValueError):
         raise UserError(f"cannot read the database URL; {hint}, special characters %-encoded") from None
     backend = parsed.get_backend_name()
+    if backend == "sqlite" and re.match(r"[\w.-]+:\d+(/|$)", parsed.database or ""):
+        raise UserError(f"cannot read the database URL; {hint}")  # a server without its scheme
     if backend not in ("sqlite", "postgresql"):
         raise UserError(f"runs are stored in SQLite or PostgreSQL, not in {backend!r}; {hint}")
     if backend == "sqlite" and (parsed.host or not parsed.database or parsed.database == ":memory:"):

@@ -2,9 +2,10 @@
 
 import fcntl
 import hashlib
+import logging
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from pathlib import Path
 
 from sqlalchemy import Engine, text
@@ -13,6 +14,8 @@ from sqlalchemy.exc import DBAPIError
 from mario_dist.errors import UserError
 
 _POLL_S = 0.05
+
+_log = logging.getLogger(__name__)
 
 
 @contextmanager
@@ -55,9 +58,12 @@ def _hold_in_postgres(engine: Engine, name: str, deadline: float) -> Iterator[No
         try:
             yield
         finally:
-            # With a connection that broke, the lock is gone too, and what was done under it stays done.
-            with suppress(DBAPIError):
+            try:
                 connection.scalar(text("SELECT pg_advisory_unlock(:key)"), {"key": key})
+            except DBAPIError:  # what was done under it stays done
+                _log.warning(
+                    "the lock on %s was lost with its connection; another process may have had it", name
+                )
 
 
 def _wait(name: str, deadline: float) -> None:

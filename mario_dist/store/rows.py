@@ -10,7 +10,7 @@ from mario_dist.types import Episode, EpisodeEnd, EpisodeRecord
 RunStatus = Literal["running", "finished", "stopped", "failed"]
 CheckpointKind = Literal["latest", "best", "final"]
 PromotionEvent = Literal["promote", "rollback", "changed", "put back"]
-PromotionVerdict = Literal["passed", "forced", "failed", "unverified"]
+PromotionVerdict = Literal["passed", "forced", "failed", "verified", "unverified"]
 
 
 def utc_now() -> datetime:
@@ -91,7 +91,8 @@ class PromotionRow:
     number: from 1, without a gap, given by the store. event: a promotion, a rollback, a change that another
     program made (MLflow's UI, say), or its reversal. actor: who, where it is known. from_version, to_version:
     None for no version; moved: whether the alias went there. registry: MLflow's tracking URI, without
-    credentials. report: the ``EvalReport`` by which it was judged.
+    credentials. verdict: of the gate; or verified, only that it is what was registered. report: the
+    ``EvalReport`` by which it was judged.
     """
 
     model: str

@@ -101,6 +101,7 @@ def pack(directory: Path, policy: Policy, state: TrainState, report: Mapping[str
         saved = save_checkpoint(Path(folder), int(state.meta["counters"]["agent_steps"]), light)
         saved.rename(directory / CHECKPOINT)
     save_file({"stack": stack_BKHW, "scores": scores(network, stack_BKHW)}, directory / REPLAYED)
+    (directory / REPLAYED).chmod(0o644)  # as the other files, for whoever else verifies it
 
 
 def observations(policy: Policy) -> U8:

@@ -197,7 +197,7 @@ def rollback(alias: Alias, to: int | None = None, *, reason: str = "") -> Promot
         return alias.move(
             alias.row(
                 "rollback",
-                "passed",
+                "verified",
                 held,
                 target,
                 reason=reason,
@@ -215,7 +215,7 @@ def predecessors(rows: Sequence[PromotionRow], held: int | None) -> list[int]:
         assert row.to_version is not None
         if row.event in ("rollback", "put back") and row.to_version in line:
             del line[line.index(row.to_version) + 1 :]
-        elif row.verdict in ("passed", "forced"):
+        elif row.verdict in ("passed", "forced", "verified"):
             line.append(row.to_version)
     while line and line[-1] == held:
         line.pop()

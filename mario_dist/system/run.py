@@ -112,7 +112,7 @@ def run_training(
             f" {plan.env_threads} emulation thread(s) each, {plan.learner_threads} learner thread(s)"
         )
         if init is not None:
-            session.note(f"begins with the network of {_name(init)}{_unlike(config.env, init)}")
+            session.note(f"begins with the network of {init_from} ({_name(init)}){_unlike(config.env, init)}")
         if resume is not None and plan.shards and replay is None:
             session.note(
                 f"no replay to go on with: {config.replay.min_size:,} transitions come in before learning"

@@ -6,7 +6,7 @@ from collections.abc import Callable, Sequence
 from mario_dist.errors import UserError
 from mario_dist.evaluation import Gate
 from mario_dist.registry import ModelRegistry, PackageError, RegistryUnavailable
-from mario_dist.store import PromotionRow, RunStore, StoreUnavailable
+from mario_dist.store import PromotionRow, PromotionVerdict, RunStore, StoreUnavailable
 from mario_dist.system.models import verify
 from mario_dist.system.promotion import Alias, gate_judge, predecessors, problems_of
 from mario_dist.system.stop import stop_on_signals
@@ -45,12 +45,16 @@ class Watcher:
             if (alias.recorded(), alias.holder()) != (recorded, held):
                 return []  # it went on meanwhile, and the next look will see where
             written = alias.store.add_promotion(verdict)
+        if verdict.verdict == "failed" and not self._put_back:
+            self._note(
+                f"{alias} stays so: 'mario-dist models rollback {alias.model}' moves it, and --put-back would"
+            )
         return [written, *self._finish([*rows, written])]
 
     def _judge(self, held: int | None, recorded: int | None) -> PromotionRow:
         alias = self.alias
         if held is None:
-            return alias.row("changed", "passed", recorded, None, reason="the alias was removed")
+            return alias.row("changed", "unverified", recorded, None, reason="the alias was removed")
         self._note(f"{alias} is version {held} now, and was {recorded or 'nobody'}: verifying it")
         try:
             policy = verify(alias.registry, alias.version(held))
@@ -79,7 +83,8 @@ class Watcher:
             if (alias.holder(), alias.recorded()) != (failed, failed):
                 return []
             why = f"version {failed} failed" + ("" if good is not None else ", and no earlier one is good")
-            return [alias.move(alias.row("put back", "passed", failed, good, reason=why))]
+            verdict: PromotionVerdict = "unverified" if good is None else "verified"
+            return [alias.move(alias.row("put back", verdict, failed, good, reason=why))]
 
     def _is_sound(self, number: int) -> bool:
         try:
@@ -128,6 +133,10 @@ def watch(
         return [name for name in registry.names() if registry.has_ours(name)]
 
     everywhere = registry.where
+    if model is not None and model not in (known := registry.names()):
+        raise UserError(
+            f"there is no model {model!r} in {everywhere}; models are {', '.join(known) or 'none'}"
+        )
     note(f"watching {model or 'all models'}@{alias} in {everywhere}")
     with stop_on_signals() as stopped:
         while not stopped():

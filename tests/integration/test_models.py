@@ -26,6 +26,13 @@ REPO = Path(__file__).parents[2]
 SCREENSHOTS = os.environ.get("MARIO_DIST_SCREENSHOTS")
 """Where to keep the pictures for the docs."""
 Here = Callable[..., Result]
+SHORT = (
+    "total_steps=256",
+    "rollout.lanes=4",
+    "rollout.unroll_length=64",
+    "evaluation.every_steps=0",
+    "stop.clear_rate=null",
+)
 
 
 def history(here: Here, model: str) -> list[tuple[str, int | None, int | None, bool, str]]:
@@ -84,6 +91,12 @@ def test_from_training_to_champion_in_the_ui_and_back(
         assert judged["checkpoint"] == f"models:/{model}/2"  # the version, for good
         assert judged["clear_rate"] == 1.0
 
+        begun = ok(
+            here("train", "configs/ppo-1-1.yaml", "--init", f"models:/{model}@champion", *SHORT, "--json")
+        )
+        row = answer(here("runs", "show", json.loads(begun)["run_id"], "--json"))
+        assert row["machine"]["init_from"] == f"models:/{model}/2"
+
         back = answer(here("models", "rollback", model, "--reason", "only to show it", "--json"))
         assert (back["from_version"], back["to_version"]) == (2, 1)
         browser.open(f"{server.url}/#/models/{model}/versions/1", width=1400, height=900)
@@ -93,7 +106,7 @@ def test_from_training_to_champion_in_the_ui_and_back(
         ("promote", None, 1, False, "failed"),
         ("promote", None, 1, True, "forced"),
         ("changed", 1, 2, True, "passed"),
-        ("rollback", 2, 1, True, "passed"),
+        ("rollback", 2, 1, True, "verified"),
     ]
     assert "no version that was" in refused(here("models", "rollback", model))
 
@@ -207,6 +220,7 @@ def test_a_version_that_fails_is_put_back_also_by_a_watcher_that_starts_later(
     (back,) = answer(here(*watch, "--put-back"))
     assert (back["event"], back["from_version"], back["to_version"]) == ("put back", 2, 1)
     assert registry.holder(model, "champion") == 1
+    assert back["verdict"] == "verified"
     assert answer(here(*watch, "--put-back")) == []
     registry.move(model, "champion", None)
     (gone,) = answer(here(*watch, "--put-back"))
@@ -286,6 +300,7 @@ def test_two_promotions_at_once_end_in_one_champion_and_two_rows(
             "'Champion' cannot be an alias: take low",
         ),
         (("models", "watch", "nobody", "--alias", "v1"), "'v1' cannot be an alias"),
+        (("models", "watch", "nobody", "--once"), "there is no model 'nobody' in http"),
         (("models", "list", "a'b"), 'there is no model "a\'b"'),
         (("models", "promote", "nobody", "1", "--force"), "--force wants to know why"),
         (("models", "promote", "nobody", "1", "episode=1"), "did you mean episodes?"),

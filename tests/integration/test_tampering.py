@@ -220,6 +220,19 @@ def test_a_version_that_was_tampered_with_is_refused(
         assert says in refused(here("play", f"models:/{model}@champion", "--out", str(tmp_path / "clip.mp4")))
 
 
+def test_a_copy_that_was_damaged_on_this_machine_is_fetched_anew(
+    model: str, here: Here, own_runs: Path
+) -> None:
+    ok(here("models", "register", "zoo:1-1", "episodes=1"))
+    judge = ("eval", f"models:/{model}/1", "--episodes", "1", "--no-log")
+    ok(here(*judge))
+    (kept,) = own_runs.rglob("models/*/*/checkpoint/arrays.safetensors")
+    whole = kept.read_bytes()
+    flip(kept)
+    ok(here(*judge))
+    assert kept.read_bytes() == whole
+
+
 @pytest.mark.parametrize("tag", ["/../../..", "", "0" * 63])
 def test_a_seal_that_is_none_leads_nowhere(
     tag: str, model: str, here: Here, server: MLflowServer, own_runs: Path

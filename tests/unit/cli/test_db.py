@@ -21,7 +21,7 @@ from mario_dist.store import RunRow, RunStore
 from mario_dist.store.journal import Journal, segments
 from mario_dist.store.rows import Rows, metric_values
 from mario_dist.store.schema import HEAD
-from mario_dist.system.session import is_trained, lock_run
+from mario_dist.system.run_lock import is_trained, lock_run
 
 Here = Callable[..., Result]
 

@@ -171,6 +171,7 @@ def test_processes_may_open_a_fresh_database_at_once(url: str) -> None:
         "postgres://user:s3cret@127.0.0.1:9/db?password=s3cret",
         "postgres://user@127.0.0.1:9/db?password=s3cret&nonsense=1",
         "postgres://user:s3cret@no-such-host.invalid/db",
+        "localhost:5432/mario",
         "sqlite:////dev/null/mario.db",
         "sqlite:////",
     ],

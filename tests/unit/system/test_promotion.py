@@ -35,13 +35,13 @@ def rows(*moves: Move) -> list[PromotionRow]:
         ((("promote", 1, "passed"),), []),
         ((("promote", 1, "passed"), ("promote", 2, "passed"), ("promote", 3, "forced")), [2, 1]),
         # What was rolled back is out of the line.
-        ((("promote", 1, "passed"), ("promote", 2, "passed"), ("rollback", 1, "passed")), []),
+        ((("promote", 1, "passed"), ("promote", 2, "passed"), ("rollback", 1, "verified")), []),
         (
             (
                 ("promote", 1, "passed"),
                 ("promote", 2, "passed"),
                 ("promote", 3, "passed"),
-                ("rollback", 2, "passed"),
+                ("rollback", 2, "verified"),
                 ("promote", 4, "passed"),
             ),
             [2, 1],
@@ -50,7 +50,7 @@ def rows(*moves: Move) -> list[PromotionRow]:
         ((("promote", 1, "passed"), ("changed", 2, "failed"), ("promote", 3, "passed")), [1]),
         ((("promote", 1, "passed"), ("changed", 2, "unverified"), ("promote", 3, "passed")), [1]),
         ((("promote", 1, "passed"), ("changed", 2, "failed")), [1]),
-        ((("promote", 1, "passed"), ("changed", 2, "failed"), ("put back", 1, "passed")), []),
+        ((("promote", 1, "passed"), ("changed", 2, "failed"), ("put back", 1, "verified")), []),
         # A version that comes again is there once, and an alias that nobody has goes to the last one.
         ((("promote", 1, "passed"), ("promote", 2, "passed"), ("promote", 1, "passed")), [2, 1]),
         ((("promote", 1, "passed"), ("changed", None, "passed")), [1]),
