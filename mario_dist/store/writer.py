@@ -233,7 +233,7 @@ def replay(store: RunStore, run_id: str, journal: Path) -> int:
     for segment in found:
         try:
             count += write_segment(store, run_id, segment)
-        except UserError:
+        except (UserError, OSError):
             raise
         except Exception as error:  # a row that no database takes, and drivers each say so in their own way
             why = " ".join(str(getattr(error, "orig", error)).split())
