@@ -1,7 +1,7 @@
 """MLflow: tracked runs and the model registry. Importing this does not import MLflow, which takes seconds."""
 
 from mario_dist.registry.connection import default_tracking_uri
-from mario_dist.registry.evaluations import record_evaluation
+from mario_dist.registry.evaluations import evaluation_metrics, record_evaluation
 from mario_dist.registry.models import (
     PREFIX,
     ModelRegistry,
@@ -28,6 +28,7 @@ __all__ = [
     "Version",
     "check_alias",
     "default_tracking_uri",
+    "evaluation_metrics",
     "load_model",
     "parse_reference",
     "record_evaluation",

@@ -2,8 +2,7 @@
 
 A package is an MLflow model that predicts anywhere (``data/model.pt2``, exported by PyTorch for the CPU) and,
 beside it, ``checkpoint/``, from which mario-dist plays, and ``replayed.safetensors``: observations and what
-the network said of them. ``files.json`` has the SHA-256 of each; its own is a tag of the version. Nothing in
-it is pickled, and nothing is unpickled.
+the network said of them. ``files.json`` has the SHA-256 of each; its own is a tag of the version.
 """
 
 import hashlib

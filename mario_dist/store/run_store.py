@@ -92,6 +92,12 @@ class RunStore:
             )
             return [RunRow(**row._mapping) for row in rows]
 
+    def find_run(self, run_id: str | None) -> RunRow | None:
+        """The run with exactly this id; None where there is none."""
+        with self._read() as connection:
+            row = connection.execute(select(tables.runs).where(tables.runs.c.id == run_id)).one_or_none()
+        return None if row is None else RunRow(**row._mapping)
+
     def update_run(self, run_id: str, **changes: Unpack[RunChanges]) -> None:
         """Change what is given, and ``updated_at``. ``ended_at`` follows ``status`` unless it is given.
 

@@ -95,7 +95,8 @@ class StoreWriter:
             )
             self._raise_error()
             if self._durable < target:
-                self._away = True  # it may hang: the next flush does not wait for it again
+                # It may hang: the next flush does not wait for it again.
+                self._is_away(f"the run database {self._store.where} does not answer")
                 self._journal.sync()
 
     def close(self) -> bool:
@@ -183,16 +184,20 @@ class StoreWriter:
         try:
             write_segment(self._store, self._run_id, segment)
         except StoreUnavailable as error:
-            if not self._away:
-                _log.warning("%s; until it is back, rows wait in %s", error, self._journal.directory)
+            with self._changed:
+                self._is_away(str(error))
             return False
         return True
+
+    def _is_away(self, why: str) -> None:
+        if not self._away:
+            self._away = True
+            _log.warning("%s; until it is back, rows wait in %s", why, self._journal.directory)
+        self._changed.notify_all()
 
     def _pause(self, seconds: float) -> bool:
         """Wait before the next try. Whether it was given up."""
         with self._changed:
-            self._away = True
-            self._changed.notify_all()
             return self._changed.wait_for(lambda: self._given_up, seconds)
 
 
@@ -227,7 +232,7 @@ def replay(store: RunStore, run_id: str, journal: Path) -> int:
     found = segments(journal)
     if not found:
         return 0
-    if store.get_run(run_id).id != run_id:  # it takes a beginning for the whole
+    if store.find_run(run_id) is None:
         raise UserError(f"there is no run {run_id!r} in {store.where}")
     count = 0
     for segment in found:

@@ -52,7 +52,7 @@ def remember(
     are warnings: the report stands.
     """
     document = dataclasses.asdict(report)
-    run = next((run for run in store.list_runs() if run.id == policy.run_id), None)
+    run = store.find_run(policy.run_id)
     if run is None or policy.agent_steps is None:
         return None
     row = EvaluationRow(

@@ -29,6 +29,7 @@ from mario_dist.registry import (
     ModelRegistry,
     PackageError,
     Version,
+    evaluation_metrics,
     load_model,
     write_model,
 )
@@ -65,6 +66,9 @@ def policy_of(state: TrainState, source: str, rom: Path | None = None) -> Policy
     trained on: all play the same game. Raises ``UserError`` where it does not fit its own configuration.
     """
     config = configuration.parse(state.meta["config"])
+    with torch.device("meta"):
+        # A configuration may ask for any size; here its network takes no memory.
+        check_network(make_network(config), state)
     network = make_network(config)
     check_network(network, state)
     run_id, steps = str(state.meta["run_id"]), int(state.meta["counters"]["agent_steps"])
@@ -152,7 +156,7 @@ def register(
     if (known := _known(registry, name, weights)) is not None:
         return known, False
     report = report_of(policy)
-    run = next((run for run in store.list_runs() if run.id == policy.run_id), None)
+    run = store.find_run(policy.run_id)
     low, high = report["clear_rate_ci"]
     tags = {
         WEIGHTS: weights,
@@ -168,14 +172,6 @@ def register(
         **({} if run is None else {"mario_dist.store": store.where, "mario_dist.directory": run.directory}),
         **({} if run is None or run.git_commit is None else {"mario_dist.git_commit": run.git_commit}),
     }
-    metrics = {
-        "clear_rate": report["clear_rate"],
-        "clear_rate_low": low,
-        "clear_rate_high": high,
-        "x_pos_mean": report["x_pos"]["mean"],
-        "x_pos_iqm": report["x_pos"]["iqm"],
-        "mean_return": report["mean_return"],
-    }
     protocol = report["protocol"]["name"]
     with tempfile.TemporaryDirectory() as folder, store.exclusive(f"register {name}"):
         if (known := _known(registry, name, weights)) is not None:  # by another process, just now
@@ -188,7 +184,7 @@ def register(
             title=f"{policy.run_id}-{policy.agent_steps}",
             description=f"cleared {report['clear_rate']:.0%} of {report['episodes']} episodes ({protocol})",
             tags=tags,
-            metrics={f"eval/{protocol}/{key}": float(value) for key, value in metrics.items()},
+            metrics=evaluation_metrics(report),
             agent_steps=int(policy.agent_steps or 0),
             mlflow_run_id=None if run is None else run.mlflow_run_id,
         )
@@ -230,7 +226,6 @@ def verify(registry: ModelRegistry, version: Version) -> Policy:
 def _verified(package: Path, version: Version) -> Policy:
     try:
         state = load_checkpoint(package / CHECKPOINT)
-        _check_size(state)
         policy = policy_of(state, version.target)
         replayed = load_file(package / REPLAYED)
         stack_BKHW, wanted_BA = replayed["stack"], replayed["scores"]
@@ -244,18 +239,6 @@ def _verified(package: Path, version: Version) -> Policy:
     if not _same(load_model(package)(stack_BKHW), wanted_BA):
         raise PackageError("its MLflow model is another network than the one that was registered")
     return policy
-
-
-def _check_size(state: TrainState) -> None:
-    """Raises ``ValueError`` where the configuration asks for another network than the arrays are of, before
-    any memory is taken for it."""
-    with torch.device("meta"):
-        wanted = make_network(configuration.parse(state.meta["config"])).state_dict()
-    found = network_arrays(part(state.arrays, "learner."))
-    if {name: tuple(tensor.shape) for name, tensor in wanted.items()} != {
-        name: array.shape for name, array in found.items()
-    }:
-        raise ValueError("its weights do not fit its configuration")
 
 
 def _same(found_BA: F32, wanted_BA: F32) -> bool:

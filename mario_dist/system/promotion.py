@@ -1,9 +1,8 @@
-"""Who holds an alias of a registered model: gate, promotion, rollback, and the watch over all who change it.
+"""Who holds an alias of a registered model: gate, promotion and rollback, with a record of every move.
 
 An alias in MLflow is whatever the last writer said, with no history. Here every move of it is a row of the
 run database, written while this process alone may move that alias (``RunStore.exclusive``), so that rows lead
-from one holder to the next. A move that another program made has no row: ``Watcher`` finds it, verifies the
-version and writes one.
+from one holder to the next. A move that another program made has no row; ``watching`` finds it.
 """
 
 import dataclasses
@@ -20,14 +19,8 @@ from mario_dist.store import PromotionEvent, PromotionRow, PromotionVerdict, Run
 from mario_dist.system.judging import Policy, judge, remember, remembered
 from mario_dist.system.models import fetched_policy, verify, weights_sha256
 
-CHAMPION = "champion"
-
 Judge = Callable[[Policy], Mapping[str, Any]]
 """The report of a policy by a gate's protocol."""
-
-
-class Refused(UserError):
-    """The gate does not let a version pass."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,7 +30,7 @@ class Alias:
     registry: ModelRegistry
     store: RunStore
     model: str
-    name: str = CHAMPION
+    name: str
 
     def __str__(self) -> str:
         return f"{self.model}@{self.name}"
@@ -131,7 +124,7 @@ def promote(
     """Give ``alias`` to a version that is what was registered and passes the gate.
 
     force: where it does not pass the gate, too; a version that is not what was registered is refused always.
-    A refusal is kept in the audit. Raises ``Refused``, ``PackageError`` or another ``UserError``.
+    A refusal is kept in the audit. Raises ``UserError``.
     """
     actor = this_person()
     version = alias.version(number)
@@ -156,7 +149,7 @@ def promote(
             if problems and not force:
                 refusal = _refusal(alias, number, "; ".join(problems), actor, report, policy.run_id)
                 alias.store.add_promotion(refusal)
-                raise Refused(
+                raise UserError(
                     f"{version.target} is not promoted: {'; '.join(problems)} (--force --reason TEXT does it"
                     " all the same)"
                 )
@@ -211,8 +204,9 @@ def predecessors(rows: Sequence[PromotionRow], held: int | None) -> list[int]:
     """The versions that had the alias before ``held``, newest first: those that passed or were forced, and
     without what was rolled back."""
     line: list[int] = []
-    for row in (row for row in rows if row.moved and row.to_version is not None):
-        assert row.to_version is not None
+    for row in rows:
+        if not row.moved or row.to_version is None:
+            continue
         if row.event in ("rollback", "put back") and row.to_version in line:
             del line[line.index(row.to_version) + 1 :]
         elif row.verdict in ("passed", "forced", "verified"):

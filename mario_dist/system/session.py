@@ -451,7 +451,7 @@ def _end(session: Session, store: RunStore, writer: StoreWriter, status: RunEnd)
                 f"the run database {store.where} did not take everything in time: the rest waits in"
                 f" {session.directory / JOURNAL}, and 'mario-dist db replay' brings it there"
             )
-    except Exception:
+    except Exception:  # whatever the writer met: it is raised again, and the run's row should not say running
         with suppress(StoreUnavailable):
             store.update_run(session.run_id, status="failed", ended_at=ended_at, agent_steps=steps)
         raise

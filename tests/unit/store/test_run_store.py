@@ -93,6 +93,14 @@ def test_a_run_is_found_by_its_id_and_by_a_prefix(store: RunStore, make_run: Mak
         store.get_run("ppo")
 
 
+def test_a_run_is_found_by_exactly_its_id(store: RunStore, make_run: MakeRun) -> None:
+    run = make_run("r12")
+    store.create_run(run)
+    assert store.find_run("r12") == run
+    assert store.find_run("r1") is None
+    assert store.find_run(None) is None
+
+
 @pytest.mark.parametrize(
     ("ref", "ids", "message"),
     [
