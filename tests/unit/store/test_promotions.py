@@ -10,8 +10,10 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from sqlalchemy import create_engine, delete, text
+from sqlalchemy import create_engine, delete
+from support.servers import drop_connections
 from support.store import promotion
+from support.together import run_together
 
 from mario_dist.errors import UserError
 from mario_dist.store import RunRow, RunStore, check_database, tables
@@ -100,25 +102,7 @@ with RunStore(url) as store:
 
 def test_processes_that_promote_at_once_come_one_after_the_other(url: str, store: RunStore) -> None:
     actors, count = ("ada", "bob"), 15
-    processes = [
-        subprocess.Popen(
-            [sys.executable, "-c", ADD, url, ALIAS, actor, str(count)],
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            text=True,
-        )
-        for actor in actors
-    ]
-    for process in processes:
-        assert process.stdout is not None
-        assert process.stdout.readline() == "ready\n"
-    for process in processes:
-        assert process.stdin is not None
-        process.stdin.write("go\n")
-        process.stdin.flush()
-    for process in processes:
-        process.communicate(timeout=60)
-        assert process.returncode == 0
+    run_together(ADD, [(url, ALIAS, actor, str(count)) for actor in actors])
     rows = store.promotions()
     assert [row.number for row in rows] == [row.to_version for row in rows] == list(range(1, 2 * count + 1))
     assert [row.from_version for row in rows] == [None, *range(1, 2 * count)]
@@ -230,13 +214,9 @@ def test_a_holder_that_the_server_dropped_is_told(
 ) -> None:
     """Another one may hold the name by then; what was done under it is done all the same."""
     admin = create_engine(postgres_database, isolation_level="AUTOCOMMIT")
-    drop_the_others = text(
-        "SELECT pg_terminate_backend(pid) FROM pg_stat_activity "
-        "WHERE datname = current_database() AND pid <> pg_backend_pid()"
-    )
     with RunStore(postgres_database) as store, admin.connect() as connection:
         with store.exclusive(ALIAS):
-            connection.execute(drop_the_others)
+            drop_connections(connection)
         assert "was lost with its connection" in caplog.text
         with store.exclusive(ALIAS, timeout_s=10):
             pass

@@ -1,10 +1,6 @@
-import os
 import sqlite3
-import subprocess
-import sys
 import tempfile
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from dataclasses import fields
 from pathlib import Path
 
@@ -14,6 +10,8 @@ from alembic.autogenerate import compare_metadata
 from alembic.migration import MigrationContext
 from alembic.script import ScriptDirectory
 from sqlalchemy import insert, inspect, make_url, text
+from support.disks import unprivileged
+from support.together import run_together
 
 from mario_dist.errors import UserError
 from mario_dist.store import (
@@ -135,25 +133,7 @@ RunStore(sys.argv[1]).close()
 
 
 def test_processes_may_open_a_fresh_database_at_once(url: str) -> None:
-    processes = [
-        subprocess.Popen(
-            [sys.executable, "-c", OPEN_TOGETHER, url],
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            text=True,
-        )
-        for _ in range(2)
-    ]
-    for process in processes:
-        assert process.stdout is not None
-        assert process.stdout.readline() == "ready\n"
-    for process in processes:
-        assert process.stdin is not None
-        process.stdin.write("go\n")
-        process.stdin.flush()
-    for process in processes:
-        process.communicate(timeout=60)
-        assert process.returncode == 0
+    run_together(OPEN_TOGETHER, [(url,)] * 2)
     with RunStore(url) as store:
         assert store.list_runs() == []
 
@@ -209,7 +189,7 @@ def test_a_directory_that_cannot_be_written_is_refused() -> None:
     with tempfile.TemporaryDirectory(prefix="mario-dist-ro-") as directory:
         locked = Path(directory)
         locked.chmod(0o555)
-        with _unprivileged():
+        with unprivileged():
             with pytest.raises(UserError, match="unable to open database file") as caught:
                 RunStore(str(locked / "mario.db"))
             _assert_one_line(caught.value)
@@ -303,16 +283,3 @@ def _execute(url: str, statement: str) -> None:
 def _assert_one_line(error: UserError) -> None:
     assert "\n" not in str(error)
     assert len(str(error)) < 400
-
-
-@contextmanager
-def _unprivileged() -> Iterator[None]:
-    """Give up root for a while: root may write anywhere."""
-    if os.geteuid() != 0:
-        yield
-        return
-    os.seteuid(65534)
-    try:
-        yield
-    finally:
-        os.seteuid(0)

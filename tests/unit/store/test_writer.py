@@ -1,5 +1,7 @@
 import math
+import os
 import random
+import signal
 import sqlite3
 import subprocess
 import sys
@@ -11,6 +13,7 @@ from pathlib import Path
 import pytest
 from sqlalchemy import create_engine, text
 from sqlalchemy.exc import IntegrityError
+from support.servers import drop_connections
 
 from mario_dist.errors import UserError
 from mario_dist.store import CheckpointRow, RunRow, RunStore, StoreWriter, replay
@@ -186,17 +189,13 @@ def test_a_server_that_drops_its_connections_loses_nothing(
     postgres_database: str, make_run: MakeRun, record: MakeRecord, journal: Path
 ) -> None:
     admin = create_engine(postgres_database, isolation_level="AUTOCOMMIT")
-    drop_the_others = text(
-        "SELECT pg_terminate_backend(pid) FROM pg_stat_activity "
-        "WHERE datname = current_database() AND pid <> pg_backend_pid()"
-    )
     with RunStore(postgres_database) as store, admin.connect() as connection:
         store.create_run(make_run("r1"))
         with StoreWriter(store, "r1", journal, linger_s=0) as writer:
             for n in range(60):
                 writer.episodes(n, [record(n)])
                 if n % 20 == 10:
-                    connection.execute(drop_the_others)
+                    drop_connections(connection)
                 time.sleep(0.005)
         assert [row["sequence"] for row in store.episodes("r1")] == list(range(60))
     admin.dispose()
@@ -214,27 +213,36 @@ def test_a_closed_writer_takes_nothing(
 
 
 WRITE_UNTIL_KILLED = """
-import sys
+import os, sys
 from pathlib import Path
 from mario_dist.store import RunStore, StoreWriter
 from mario_dist.types import Episode, EpisodeRecord
 
-url, journal, incarnation = sys.argv[1], Path(sys.argv[2]), int(sys.argv[3])
+url, journal = sys.argv[1], Path(sys.argv[2])
 
-def record(n):
-    episode = Episode(0, "1-1", 1, 1, 1.0, 9, 40, 0, 0, 400, 2, "small", False, "death", 0.1)
-    return EpisodeRecord(0, incarnation, n, 1, episode)
+def write_for_ever(incarnation):
+    def record(n):
+        episode = Episode(0, "1-1", 1, 1, 1.0, 9, 40, 0, 0, 400, 2, "small", False, "death", 0.1)
+        return EpisodeRecord(0, incarnation, n, 1, episode)
 
-writer = StoreWriter(RunStore(url), "r1", journal, linger_s=0.002)
-n = 0
-while True:
-    for _ in range(20):
-        writer.episodes(n, [record(n)])
-        n += 1
-        print(n, flush=True)
-    writer.flush()
+    writer = StoreWriter(RunStore(url), "r1", journal, linger_s=0.002)
+    n = 0
+    while True:
+        for _ in range(20):
+            writer.episodes(n, [record(n)])
+            n += 1
+            os.write(1, b"%d\\n" % n)  # print() may be killed before the end of its line
+        writer.flush()
+
+# The imports are paid for once; a child begins with nothing open.
+for line in sys.stdin:
+    if not (child := os.fork()):
+        write_for_ever(int(line))
+    print("child", child, flush=True)
+    os.waitpid(child, 0)
+    print("dead", flush=True)
 """
-KILLS = 10  # of each database
+KILLS = 20
 
 
 def test_a_killed_writer_loses_and_doubles_nothing(
@@ -244,17 +252,22 @@ def test_a_killed_writer_loses_and_doubles_nothing(
     store.create_run(make_run("r1"))
     pause = random.Random(8)
     left = 0
+    command = [sys.executable, "-c", WRITE_UNTIL_KILLED, url, str(journal)]
+    process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+    assert process.stdin is not None
+    assert process.stdout is not None
     for incarnation in range(KILLS):
-        command = [sys.executable, "-c", WRITE_UNTIL_KILLED, url, str(journal), str(incarnation)]
-        process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
-        assert process.stdout is not None
-        process.stdout.readline()
+        process.stdin.write(f"{incarnation}\n")
+        process.stdin.flush()
+        lines: list[str] = []
+        while not any(line.startswith("child") for line in lines) or len(lines) < 2:  # both processes write
+            lines.append(process.stdout.readline())
+        child = next(int(line.split()[1]) for line in lines if line.startswith("child"))
         time.sleep(pause.uniform(0.0, 0.15))
-        process.kill()
-        with process.stdout:
-            rest = process.stdout.read()  # communicate() would forget what readline() has buffered
-        process.wait(timeout=30)
-        accepted = max([1, *(int(line) for line in rest.split("\n")[:-1])])
+        os.kill(child, signal.SIGKILL)
+        while lines[-1] != "dead\n":
+            lines.append(process.stdout.readline())
+        accepted = max(int(line) for line in lines if line[:-1].isdecimal())
         stored = sum(row["incarnation"] == incarnation for row in store.episodes("r1"))
         left += stored < accepted
         if incarnation % 2:  # else the next process brings it
@@ -262,6 +275,8 @@ def test_a_killed_writer_loses_and_doubles_nothing(
             sequences = [row["sequence"] for row in store.episodes("r1") if row["incarnation"] == incarnation]
             assert sequences == list(range(len(sequences)))  # no hole, none twice
             assert accepted <= len(sequences) <= accepted + 1  # the call that was killed
+    process.communicate(timeout=30)
+    assert process.returncode == 0
     assert left > 0  # some kills came before the database had what was accepted
     replay(store, "r1", journal)
     keys = [(row["incarnation"], row["sequence"]) for row in store.episodes("r1")]
