@@ -186,7 +186,11 @@ def seal_again(package: Path, server: MLflowServer, model: str) -> None:
             "the graph in data/model.pt2 has the name",
         ),
         (meta(lambda m: m.update(counters=None)), True, "cannot read it"),
-        (meta(lambda m: m["config"]["network"].update(hidden=10**7)), True, "weights do not fit its conf"),
+        (
+            meta(lambda m: m["config"]["network"].update(hidden=10**7)),
+            True,
+            "does not fit this configuration",
+        ),
         (meta(lambda m: m["config"]["env"].update(levels=["1-2"])), True, "it plays as mario-1-2-ppo, which"),
         (another_checkpoint, True, "its checkpoint is another network than the one that was registered"),
         (another_model, True, "its MLflow model is another network than the one that was registered"),

@@ -74,8 +74,10 @@ def test_a_model_is_named_by_its_levels_and_algorithm(overrides: tuple[str, ...]
     assert model_name(override({}, overrides)) == name
 
 
-def test_a_checkpoint_of_another_network_is_refused() -> None:
+# The second would take 92 GB.
+@pytest.mark.parametrize("hidden", [33, 10_000_000])
+def test_a_checkpoint_of_another_network_is_refused(hidden: int) -> None:
     _, state = fresh("network.hidden=32")
-    tree = {**state.meta["config"], "network": {**state.meta["config"]["network"], "hidden": 33}}
+    tree = {**state.meta["config"], "network": {**state.meta["config"]["network"], "hidden": hidden}}
     with pytest.raises(UserError, match="does not fit this configuration"):
         policy_of(TrainState(state.arrays, {**state.meta, "config": tree}), "there")
