@@ -113,7 +113,10 @@ class SystemConfig:
     while learning, on Ray), IMPALA 16. Algorithms with a replay bear any.
     overrun: what IMPALA's actors do while the learner cannot keep up: with ``hold`` they wait; with ``drop``
     never, and the oldest waiting unrolls are left out. Those over the lag are left out either way. All count.
-    max_restarts: how often a rollout actor that died is replaced before the run stops.
+    max_restarts: how often a rollout actor that died is replaced before the run stops. On a cluster, those
+    that went with their nodes do not count.
+    wait_s: seconds to wait for a cluster that was joined to have a free core, and for learner.device=cuda a
+    GPU.
     dashboard_port: where Ray's dashboard listens when this run starts Ray; null for no dashboard.
     """
 
@@ -121,11 +124,14 @@ class SystemConfig:
     max_policy_lag: int | None = None
     overrun: Literal["hold", "drop"] = "hold"
     max_restarts: int = 100
+    wait_s: float = 300.0
     dashboard_port: int | None = None
 
     def __post_init__(self) -> None:
         if self.max_policy_lag is not None and self.max_policy_lag < 0:
             raise ValueError("max_policy_lag must not be negative")
+        if self.wait_s < 0.0:
+            raise ValueError("wait_s must not be negative")
 
 
 @dataclass(frozen=True, slots=True)

@@ -26,7 +26,7 @@ from mario_dist.system.session import JOURNAL
 
 _POLL_S = 0.1
 _TIMEOUT_S = 180.0
-_ENDLESS = 10**9
+ENDLESS = 10**9
 
 
 def bench_outage(
@@ -48,7 +48,7 @@ def bench_outage(
     """
     config = dataclasses.replace(
         config,
-        total_steps=_ENDLESS,
+        total_steps=ENDLESS,
         evaluation=dataclasses.replace(config.evaluation, every_steps=0),
         stop=dataclasses.replace(config.stop, clear_rate=None),
     )
@@ -59,20 +59,20 @@ def bench_outage(
         _training(config, server.url, Path(folder)) as training,
     ):
         announce("the training begins")
-        run = training.wait_for(lambda: _reporting(store))
-        began = _wall_s(run)
+        run = training.wait_for(lambda: reporting(store))
+        began = wall_s_now(run)
         training.go_on(around_s)
-        down = _wall_s(run)
+        down = wall_s_now(run)
         server.stop()
         announce("the database is away")
         training.go_on(down_s)
         server.start()
-        up = _wall_s(run)
+        up = wall_s_now(run)
         announce(f"it is back after {up - down:.1f} s")
         training.wait_for(lambda: store.newest_metrics(run.id)[0]["wall_s"] > up)
-        recovered_s = _wall_s(run) - up
+        recovered_s = wall_s_now(run) - up
         training.go_on(around_s - recovered_s)
-        end = _wall_s(run)
+        end = wall_s_now(run)
         training.stop()
         speeds = speeds_between(store.metrics(run.id, ["episodes"]), (began, down, up, end))
         directory = Path(folder) / run.id
@@ -113,17 +113,17 @@ def count_episodes(rows: Sequence[EpisodeRow], counted: int) -> dict[str, int]:
     }
 
 
-def _reporting(store: RunStore) -> RunRow | None:
+def reporting(store: RunStore) -> RunRow | None:
     """The run, once it has reported."""
     return next((run for run in store.list_runs(1) if store.newest_metrics(run.id)), None)
 
 
-def _wall_s(run: RunRow) -> float:
+def wall_s_now(run: RunRow) -> float:
     """Now, on the clock of the run's metrics."""
     return (datetime.now(UTC) - run.created_at).total_seconds()
 
 
-class _Training:
+class Training:
     """A process that trains. Every wait raises ``UserError`` where it has ended."""
 
     def __init__(self, process: subprocess.Popen[bytes], log: Path) -> None:
@@ -146,6 +146,10 @@ class _Training:
             return
         raise self._failed(f"ended with exit code {code}")
 
+    def ended(self, timeout_s: float) -> int:
+        """Its exit code, once it has ended. Raises ``subprocess.TimeoutExpired``."""
+        return self._process.wait(timeout_s)
+
     def stop(self) -> None:
         """As a user stops it."""
         self._process.send_signal(signal.SIGTERM)
@@ -158,7 +162,7 @@ class _Training:
 
 
 @contextmanager
-def _training(config: RunConfig, store_url: str, runs: Path) -> Iterator[_Training]:
+def _training(config: RunConfig, store_url: str, runs: Path) -> Iterator[Training]:
     """A training in a process of its own, which ends with the block."""
     path, log = runs / "config.yaml", runs / "log"
     path.write_text(configuration.dump(config))
@@ -176,7 +180,7 @@ def _training(config: RunConfig, store_url: str, runs: Path) -> Iterator[_Traini
             env=os.environ | here,
         )
     try:
-        yield _Training(process, log)
+        yield Training(process, log)
     finally:
         process.kill()
         process.wait()

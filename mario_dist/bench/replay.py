@@ -176,7 +176,8 @@ def _in_process(config: RunConfig, rounds: int, seconds: float) -> dict[str, Any
 
 def _through_ray(config: RunConfig, rounds: int, seconds: float) -> dict[str, Any]:
     """The same shard as an actor, filled and drawn from as a run does it: by reference, batches ahead."""
-    from mario_dist.system.ray import connected, put
+    from mario_dist.system.ray import put
+    from mario_dist.system.ray_cluster import connected
     from mario_dist.system.ray_shards import RayReplay, RayShards
 
     assert isinstance(config.algo, ApexConfig)

@@ -24,7 +24,8 @@ def bench_scaling(
 
     of_first: how many times the rate of the first count. of_ceiling: of the emulators' alone.
     """
-    from mario_dist.system.ray import connected, put
+    from mario_dist.system.ray import put
+    from mario_dist.system.ray_cluster import connected
 
     # As many lanes in every row, or inference in larger batches would be measured along.
     most = dataclasses.replace(config.rollout, actors=max(actors), threads=1)
@@ -48,7 +49,7 @@ def bench_scaling(
 
 
 def _row(config: RunConfig, actors: int, rounds: int, seconds: float, weights: Any) -> dict[str, Any]:
-    from mario_dist.system.ray import ray_rollouts
+    from mario_dist.system.ray_rollouts import ray_rollouts
 
     config = dataclasses.replace(config, rollout=dataclasses.replace(config.rollout, actors=actors))
     plan = make_plan(config, machine.cores(), gpu=False)

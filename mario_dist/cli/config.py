@@ -9,13 +9,13 @@ from mario_dist.config import RunConfig
 DEFAULT = "ppo-1-1.yaml"
 
 
-def read_config(arguments: Sequence[str], default: str = DEFAULT) -> RunConfig:
-    """A first word without "=" names the file; the others override its keys. Raises ``UserError``.
+def read_config(arguments: Sequence[str], default: str = DEFAULT, directory: Path = Path()) -> RunConfig:
+    """A first word without "=" names the file, in ``directory``; the others override its keys.
 
-    Without such a word it is ``default``, one of those that come with the package.
+    Without such a word it is ``default``, one of those that come with the package. Raises ``UserError``.
     """
     named = bool(arguments) and "=" not in arguments[0]
-    path = Path(arguments[0]) if named else _shipped(default)
+    path = directory / arguments[0] if named else _shipped(default)
     return configuration.load(path, arguments[1:] if named else arguments)
 
 

@@ -5,7 +5,7 @@ import traceback
 
 import typer
 
-from mario_dist.cli.bench_store import bench_app
+from mario_dist.cli.bench_cluster import bench_app
 from mario_dist.cli.db import db_app
 from mario_dist.cli.doctor import doctor
 from mario_dist.cli.evaluate import evaluate_command
@@ -13,6 +13,7 @@ from mario_dist.cli.models import models_app
 from mario_dist.cli.play import play
 from mario_dist.cli.report import report_command
 from mario_dist.cli.runs import runs_app
+from mario_dist.cli.submit import submit_command
 from mario_dist.cli.train import train_command
 from mario_dist.cli.watch import watch_command
 from mario_dist.errors import UserError
@@ -24,6 +25,7 @@ app = typer.Typer(
     help="Train agents to play Super Mario Bros. Add --debug to any command for a traceback.",
 )
 app.command("train")(train_command)
+app.command("submit")(submit_command)
 app.command("eval")(evaluate_command)
 app.command("play")(play)
 app.command("watch")(watch_command)

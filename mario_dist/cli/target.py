@@ -1,5 +1,6 @@
 """TARGETs: from what a person names to a checkpoint, and to the policy in it."""
 
+from collections.abc import Callable
 from pathlib import Path
 
 import torch
@@ -18,6 +19,7 @@ from mario_dist.nets import ActorCritic
 from mario_dist.paths import runs_dir
 from mario_dist.registry import PREFIX as MODELS
 from mario_dist.registry import ModelRegistry, default_tracking_uri, parse_reference
+from mario_dist.storage import StorageError, default_storage
 from mario_dist.store import RunStore, default_url
 from mario_dist.system.build import make_network
 from mario_dist.system.judging import Policy
@@ -35,7 +37,22 @@ def run_directory(ref: str) -> Path:
     with RunStore(default_url()) as store:
         run = store.get_run(ref)
     # The row remembers where the run was made; the whole runs folder may have been moved or copied since.
-    return next((d for d in (runs_dir() / run.id, Path(run.directory)) if d.is_dir()), Path(run.directory))
+    here = next((d for d in (runs_dir() / run.id, Path(run.directory)) if d.is_dir()), None)
+    if here is not None:
+        return here
+    return runs_dir() / run.id if fetch_run(run.id) else Path(run.directory)
+
+
+def fetch_run(run_id: str) -> bool:
+    """Bring what ``runs_dir`` lacks of a run's checkpoints from shared storage; whether they are there.
+
+    Raises ``UserError`` where the storage fails.
+    """
+    storage = default_storage()
+    try:
+        return storage is not None and storage.fetch(run_id, runs_dir() / run_id)
+    except StorageError as error:
+        raise UserError(str(error)) from error
 
 
 def find_checkpoint(target: str) -> tuple[Path, str]:
@@ -125,3 +142,17 @@ def resume_state(ref: str) -> tuple[TrainState, Path]:
     if "workers" not in state.meta:
         raise UserError(f"{ref} is a network alone; begin with it by mario-dist train --init {ref}")
     return state, newest
+
+
+def newest_state(run_id: str, note: Callable[[str], None]) -> tuple[TrainState, Path] | None:
+    """The newest state of a run that is not damaged, and its checkpoint's path; None where it has none.
+
+    What shared storage has of it is brought here first. Raises ``UserError`` where that fails.
+    """
+    fetch_run(run_id)
+    for path in list_checkpoints(runs_dir() / run_id / "checkpoints"):
+        try:
+            return load_checkpoint(path), path
+        except CheckpointError as error:
+            note(f"{error}; going on from the one before it")
+    return None

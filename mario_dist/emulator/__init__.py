@@ -3,6 +3,7 @@
 import importlib
 import shutil
 import sys
+from pkgutil import extend_path
 from typing import Literal
 
 from mario_dist.emulator.nes_py import NesPyEmulator, NesPyLanes
@@ -23,6 +24,8 @@ __all__ = [
     "require_native",
     "resolve_backend",
 ]
+
+__path__ = extend_path(__path__, __name__)  # as the package's
 
 
 def make_lanes(

@@ -20,6 +20,10 @@ class BoundedQueue[T]:
     def free(self) -> int:
         return self._capacity - len(self._items)
 
+    def grow(self, capacity: int) -> None:
+        """Room for at least ``capacity`` items from now on."""
+        self._capacity = max(self._capacity, capacity)
+
     def put(self, item: T) -> None:
         """Add an item. Raises ``OverflowError`` when full: check ``free`` first."""
         if not self.free:

@@ -25,7 +25,7 @@ class Feed[U](Protocol):
 
     @property
     def least(self) -> int:
-        """How many unrolls to wait for at once."""
+        """How many unrolls to wait for at once, of those under way."""
 
     @property
     def depth(self) -> int:
@@ -35,15 +35,19 @@ class Feed[U](Protocol):
     def filling(self) -> bool:
         """Whether experience comes in and learning has not begun."""
 
+    def resize(self, actors: int) -> None:
+        """There are so many actors from now on."""
+
     def may_collect(self, in_flight: int) -> bool:
         """Whether idle workers may make unrolls."""
 
     def put(self, collected: Sequence[Collected[U]]) -> None: ...
 
-    def order(self, version: int, *, draining: bool = False) -> Order | None:
+    def order(self, version: int, *, under_way: int = 0, draining: bool = False) -> Order | None:
         """What the learner should do now, if anything.
 
-        version: of the weights that it will have by then. draining: no more comes in before a pause.
+        version: of the weights that it will have by then. under_way: unrolls that are being made.
+        draining: no more comes in before a pause.
         """
 
     def learned(self, report: StepReport) -> StepReport:
@@ -63,27 +67,33 @@ class Feed[U](Protocol):
 class QueueFeed[U]:
     """Unrolls of whichever actors, each learned from once, in the order in which they came.
 
-    batch: unrolls in an order. in_step: whether all ``actors`` are waited for, and may be at most ``max_lag``
-    orders ahead of the learner. Else the actors are held back while a whole batch waits, or so much that what
-    they began now would be too old; with ``drop``, never: what is too much pushes the oldest out. An unroll
-    that by its turn is more than ``max_lag`` versions old is left out, and whatever is left out is counted.
+    in_step: a batch is one unroll of every actor that is there: all are waited for, and they may be at most
+    ``max_lag`` orders ahead of the learner. Else it is ``batch`` unrolls (0: as many as half of the actors),
+    and the actors are held back while a whole one waits, or so much that what they began now would be too
+    old; with ``drop``, never: what is too much pushes the oldest out. An unroll that by its turn is more than
+    ``max_lag`` versions old is left out, and whatever is left out is counted.
     """
 
     filling = False
     save_replay = None
 
     def __init__(
-        self, *, actors: int, batch: int, max_lag: int, in_step: bool = False, drop: bool = False
+        self, *, actors: int, max_lag: int, batch: int = 0, in_step: bool = False, drop: bool = False
     ) -> None:
-        if in_step and batch != actors:
-            raise ValueError("in step with the actors, a batch is one unroll of each")
-        self.least = actors if in_step else 1
-        self._batch = batch
+        self.least = _ALL if in_step else 1
+        self._wanted = batch
         self._max_lag = max_lag
         self._in_step = in_step
         self._drop = drop
-        self._queue: BoundedQueue[Collected[U]] = BoundedQueue(batch + actors)
+        self._queue: BoundedQueue[Collected[U]] = BoundedQueue(1)
         self._late_unrolls = self._crowded_out_unrolls = self._dropped_steps = 0
+        self.resize(actors)
+
+    def resize(self, actors: int) -> None:
+        # Half of the actors: with more, the fast ones wait for the slow; with one, a batch is small.
+        self._batch = self._wanted or max(1, actors // 2)
+        # What waits already keeps its place where the actors become fewer.
+        self._queue.grow(self._batch + actors)
 
     @property
     def depth(self) -> int:
@@ -91,9 +101,8 @@ class QueueFeed[U]:
 
     def may_collect(self, in_flight: int) -> bool:
         if self._in_step:
-            # A part of a batch: only the actors that are missing there may go on, and they do already.
-            part = self.depth % self._batch
-            return not part and self.depth // self._batch + in_flight <= self._max_lag
+            # A part of a batch waits for the actors that are missing there, and they are at it already.
+            return not self.depth and in_flight <= self._max_lag
         # The steps that the learner makes before it comes to what is begun now.
         ahead = in_flight + -(-self.depth // self._batch)
         return self._drop or not ahead or (self.depth < self._batch and ahead <= self._max_lag)
@@ -105,7 +114,10 @@ class QueueFeed[U]:
                 self._dropped_steps += self._queue.take(1)[0].steps
             self._queue.put(item)
 
-    def order(self, version: int, *, draining: bool = False) -> Order | None:
+    def order(self, version: int, *, under_way: int = 0, draining: bool = False) -> Order | None:
+        if self._in_step:
+            whole = 0 if under_way else self.depth
+            return tuple(item.unroll for item in self._queue.take(whole)) or None
         late = self._queue.discard(lambda item: version - item.weights_version > self._max_lag)
         self._late_unrolls += len(late)
         self._dropped_steps += sum(item.steps for item in late)
@@ -141,10 +153,19 @@ class ReplayFeed[U]:
     depth = 0
 
     def __init__(
-        self, replay: ReplayPort[U], limiter: RateLimiter, *, batch: int, updates: int, keep: bool
+        self,
+        replay: ReplayPort[U],
+        limiter: RateLimiter,
+        *,
+        batch: int,
+        updates: int,
+        keep: bool,
+        ahead: int = 0,
     ) -> None:
+        """ahead: agent steps that each actor may be ahead of the learner."""
         self._replay = replay
         self.limiter = limiter
+        self._ahead = ahead
         self._batch = batch
         self._updates = updates
         self._keep = keep
@@ -154,6 +175,9 @@ class ReplayFeed[U]:
     def filling(self) -> bool:
         return self.limiter.filling
 
+    def resize(self, actors: int) -> None:
+        self.limiter.tolerance = actors * self._ahead * self.limiter.samples_per_insert
+
     def may_collect(self, in_flight: int) -> bool:
         return self.limiter.may_insert()
 
@@ -161,7 +185,7 @@ class ReplayFeed[U]:
         self._replay.add(collected)
         self.limiter.inserted += sum(item.steps for item in collected)
 
-    def order(self, version: int, *, draining: bool = False) -> Order | None:
+    def order(self, version: int, *, under_way: int = 0, draining: bool = False) -> Order | None:
         updates = 0 if draining else self.limiter.batches_due(self._batch, self._updates)
         self.limiter.sampled += updates * self._batch
         return (updates,) if updates else None
@@ -201,6 +225,7 @@ class ReplayFeed[U]:
 
 
 _LIMITER = "limiter"
+_ALL = 2**31
 
 
 def make_queue_feed[U](config: RunConfig, plan: Plan) -> QueueFeed[U]:
@@ -209,12 +234,11 @@ def make_queue_feed[U](config: RunConfig, plan: Plan) -> QueueFeed[U]:
     if isinstance(algo, ImpalaConfig) and config.max_policy_lag > 0:
         return QueueFeed(
             actors=plan.actors,
-            # Half of the actors: with more, the fast ones wait for the slow; with one, a batch is small.
-            batch=algo.batch_unrolls or max(1, plan.actors // 2),
+            batch=algo.batch_unrolls,
             max_lag=config.max_policy_lag,
             drop=config.system.overrun == "drop",
         )
-    return QueueFeed(actors=plan.actors, batch=plan.actors, max_lag=config.max_policy_lag, in_step=True)
+    return QueueFeed(actors=plan.actors, max_lag=config.max_policy_lag, in_step=True)
 
 
 def make_replay_feed[U](config: RunConfig, plan: Plan, replay: ReplayPort[U]) -> ReplayFeed[U]:
@@ -223,10 +247,15 @@ def make_replay_feed[U](config: RunConfig, plan: Plan, replay: ReplayPort[U]) ->
     algo, ratio = config.algo, config.replay.samples_per_insert
     assert isinstance(algo, ApexConfig)
     unroll = plan.lanes * config.rollout.unroll_length
-    ahead = 0 if plan.in_turn else 2 * plan.actors * unroll
     # With two unrolls of one actor, something can be sampled.
     least = (plan.actors + 1) * unroll
-    limiter = RateLimiter(ratio, max(config.replay.min_size, least), tolerance=ahead * ratio)
-    return ReplayFeed(
-        replay, limiter, batch=algo.batch, updates=algo.publish_every, keep=config.replay.checkpoint
+    feed = ReplayFeed(
+        replay,
+        RateLimiter(ratio, max(config.replay.min_size, least), tolerance=0.0),
+        batch=algo.batch,
+        updates=algo.publish_every,
+        keep=config.replay.checkpoint,
+        ahead=0 if plan.in_turn else 2 * unroll,
     )
+    feed.resize(plan.actors)
+    return feed

@@ -15,6 +15,7 @@ _LOCAL_CORES = 4
 _CORES_PER_REPLAYED_ACTOR = 4
 _CORES_PER_QUEUED_ACTOR = 2
 _ACTORS_PER_SHARD = 8
+_MOST_ACTORS = 10_000
 _MEMORY_SHARE = 0.8
 """Of the memory that is free, what a replay may take: the rest is for emulators, networks and batches."""
 
@@ -28,6 +29,8 @@ class Plan:
     in_turn: whether actors and learner take turns on the same cores.
     shards: of the replay; 0 where the algorithm has none.
     inference_cores: of a shared inference actor on the CPU.
+    elastic: whether rollout actors come and go with a cluster's nodes; ``actors`` is what it begins with.
+    learner_node: whether learner, replay and evaluations belong on the nodes with the resource ``learner``.
     """
 
     driver: Literal["local", "ray"]
@@ -39,18 +42,34 @@ class Plan:
     in_turn: bool
     shards: int
     inference_cores: int = 0
+    elastic: bool = False
+    learner_node: bool = False
 
 
-def make_plan(config: RunConfig, cores: int, *, gpu: bool, address: str | None = None) -> Plan:
-    """Fill in what the configuration leaves to the machine, which has ``cores`` cores.
+@dataclass(frozen=True, slots=True)
+class Cores:
+    """Those of a machine or a cluster: all that are free, the most that one node has, and the learner's node.
+
+    learner_node: whether the cluster names that node.
+    """
+
+    free: int
+    largest: int
+    learner: int
+    learner_node: bool = False
+
+
+def make_plan(config: RunConfig, cores: int | Cores, *, gpu: bool, address: str | None = None) -> Plan:
+    """Fill in what the configuration leaves to the machine or cluster with these cores.
 
     address: what --address said; with one, ``driver: auto`` means Ray. Raises ``UserError`` for a policy
     lag that the driver cannot have.
     """
+    cores = Cores(cores, cores, cores) if isinstance(cores, int) else cores
     rollout, system = config.rollout, config.system
     driver, asked_lag, shared = system.driver, system.max_policy_lag or 0, rollout.inference == "shared"
     if driver == "auto":
-        wanted = address is not None or cores > _LOCAL_CORES or asked_lag or shared
+        wanted = address is not None or cores.free > _LOCAL_CORES or asked_lag or shared
         driver = "ray" if wanted else "local"
     if driver == "local" and asked_lag:
         raise UserError(
@@ -58,7 +77,7 @@ def make_plan(config: RunConfig, cores: int, *, gpu: bool, address: str | None =
         )
     if driver == "local" and shared:
         raise UserError("rollout.inference=shared serves actors in processes of their own: system.driver=ray")
-    plan = _local_plan(config, cores) if driver == "local" else _ray_plan(config, cores, gpu=gpu)
+    plan = _local_plan(config, cores.free) if driver == "local" else _ray_plan(config, cores, gpu=gpu)
     if plan.lanes < rollout.groups:
         raise UserError(f"rollout.groups={rollout.groups} of {plan.lanes} lane(s): there are fewer lanes")
     return plan
@@ -82,33 +101,38 @@ def _local_plan(config: RunConfig, cores: int) -> Plan:
     )
 
 
-def _ray_plan(config: RunConfig, cores: int, *, gpu: bool) -> Plan:
+def _ray_plan(config: RunConfig, there: Cores, *, gpu: bool) -> Plan:
     rollout, learner, replayed = config.rollout, config.learner, config.algo.replayed
     inference_cores = 1 if rollout.inference == "shared" and not gpu else 0
-    cores = max(1, cores - inference_cores)
+    cores = max(1, there.free - inference_cores)
     # In turn, actors and a learner on the CPU share all cores; side by side, they divide them.
     in_turn = config.max_policy_lag == 0 and not replayed
     if in_turn and not gpu:
         default_actors = cores
+    elif there.learner_node and not gpu:
+        default_actors = max(1, cores - there.learner)
     elif gpu or config.max_policy_lag == 1:
         default_actors = max(1, cores - 1)
     else:
-        # On the CPU, learning from a step takes several times what making it takes.
-        default_actors = max(1, cores // (_CORES_PER_REPLAYED_ACTOR if replayed else _CORES_PER_QUEUED_ACTOR))
+        # On the CPU, learning from a step takes several times what making it takes. It stays on one node.
+        share = _CORES_PER_REPLAYED_ACTOR if replayed else _CORES_PER_QUEUED_ACTOR
+        default_actors = max(1, cores // share, cores - there.learner)
     actors = rollout.actors or default_actors
     lanes = rollout.lanes or max(_MIN_LANES_PER_ACTOR, _LANES // actors)
-    env_threads = rollout.threads or (max(1, cores // actors) if in_turn else 1)
-    learner_threads = learner.threads or (cores if in_turn else max(1, cores - actors * env_threads))
+    env_threads = rollout.threads or (min(there.largest, max(1, cores // actors)) if in_turn else 1)
+    learner_alone = in_turn or (there.learner_node and not gpu)
+    beside = cores if learner_alone else max(1, cores - actors * env_threads)
     return Plan(
         driver="ray",
         actors=actors,
         lanes=lanes,
         env_threads=env_threads,
         actor_torch_threads=1,
-        learner_threads=learner_threads,
+        learner_threads=learner.threads or min(there.learner, beside),
         in_turn=in_turn,
         shards=(config.replay.shards or -(-actors // _ACTORS_PER_SHARD)) if replayed else 0,
         inference_cores=inference_cores,
+        learner_node=there.learner_node,
     )
 
 
@@ -119,6 +143,18 @@ def reserved_cores(plan: Plan) -> int:
     """
     learner = 0 if plan.in_turn else plan.learner_threads
     return plan.actors * plan.env_threads + learner + plan.inference_cores
+
+
+def most_actors(config: RunConfig, plan: Plan) -> int:
+    """The most rollout actors that an elastic plan may come to have."""
+    if config.rollout.actors:
+        return config.rollout.actors
+    if not plan.shards:
+        return _MOST_ACTORS
+    # As ``check_replay`` would have it.
+    replay, unroll = config.replay, plan.lanes * config.rollout.unroll_length
+    linked = plan.shards * (replay.capacity // (2 * unroll * plan.shards))
+    return min(linked, (replay.capacity - replay.min_size) // unroll)
 
 
 def shard_bytes(config: RunConfig, plan: Plan) -> int:

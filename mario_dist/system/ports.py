@@ -32,11 +32,12 @@ class Rollouts[W, U](Protocol):
     """The rollout workers of a run."""
 
     @property
-    def n_actors(self) -> int: ...
+    def n_actors(self) -> int:
+        """How many workers there are now."""
 
     @property
     def restarts(self) -> int:
-        """How many workers died and were replaced."""
+        """How many workers died."""
 
     @property
     def under_way(self) -> int:
@@ -52,6 +53,7 @@ class Rollouts[W, U](Protocol):
         """All that is there, once it is ``least`` unrolls, or all of those under way where they are fewer.
 
         Nothing, or what is there, as soon as ``unless`` is: the driver's handle on something else awaited.
+        Nothing after a moment, where no worker is there.
         """
 
     def state(self) -> list[Arrays]:

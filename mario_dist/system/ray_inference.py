@@ -13,6 +13,8 @@ from mario_dist.config import RunConfig
 from mario_dist.learner.device import choose_device
 from mario_dist.rollout import Answer, InferenceServer, Request
 from mario_dist.system.build import make_network
+from mario_dist.system.plan import Plan
+from mario_dist.system.ray import beside_learner
 from mario_dist.types import F32, U8, Weights
 
 _RETRY_S = 0.1
@@ -95,11 +97,12 @@ class RayServer:
                 time.sleep(_RETRY_S)
 
 
-def inference_actor(config: RunConfig, *, gpus: float) -> Any:
+def inference_actor(config: RunConfig, plan: Plan, *, gpus: float) -> Any:
     """Its handle. On the CPU it reserves one core."""
     actor_class: Any = ray.remote(
         num_cpus=0 if gpus else 1,
         num_gpus=gpus,
+        **beside_learner(plan),
         max_restarts=-1,
         max_concurrency=1_000,  # type: ignore[call-overload]  # which knows no asynchronous actors
     )(InferenceActor)

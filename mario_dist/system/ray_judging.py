@@ -9,7 +9,8 @@ from mario_dist.config import RunConfig
 from mario_dist.evaluation import Block, EvalProtocol, blocks, play_block, settled, summarise
 from mario_dist.nets import Network, get_weights, set_weights
 from mario_dist.system.build import make_network
-from mario_dist.system.ray import connected, get, put
+from mario_dist.system.ray import get, put
+from mario_dist.system.ray_cluster import connected
 from mario_dist.types import Episode, EvalReport, Weights
 
 

@@ -10,7 +10,7 @@ from mario_dist.algos.apex import ApexConfig
 from mario_dist.config import RunConfig
 from mario_dist.system.build import make_replay_learner
 from mario_dist.system.plan import Plan
-from mario_dist.system.ray import RayLearner, learner_gpus
+from mario_dist.system.ray import RayLearner, learner_options
 from mario_dist.system.ray_shards import RayReplay, RayShards
 from mario_dist.system.replay_trainer import ReplayTrainer
 from mario_dist.types import Arrays, StepReport, Weights
@@ -44,7 +44,5 @@ def ray_replay_learner(
     config: RunConfig, plan: Plan, state: Arrays | None, shards: RayShards, *, gpu: bool
 ) -> RayLearner:
     """A learner that draws from ``shards``."""
-    actor_class: Any = ray.remote(num_cpus=plan.learner_threads, num_gpus=learner_gpus(config, gpu=gpu))(
-        ReplayLearnerActor
-    )
+    actor_class: Any = ray.remote(**learner_options(config, plan, gpu=gpu))(ReplayLearnerActor)
     return RayLearner(actor_class.remote(config, plan, state, shards.handles))

@@ -5,27 +5,32 @@ Ray restarts a shard that died, empty, behind the same handle.
 """
 
 import shutil
+import tempfile
 import time
 from collections import deque
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from itertools import compress
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import ray
-from ray.exceptions import RayActorError, RayTaskError
+from ray.exceptions import ObjectLostError, RayActorError, RayTaskError
 
 from mario_dist.config import RunConfig
 from mario_dist.replay import allocate, merge, total_stats
 from mario_dist.system.build import make_shard
 from mario_dist.system.plan import Plan, shard_bytes
 from mario_dist.system.ports import Collected
-from mario_dist.system.ray import Ref, get, is_there
+from mario_dist.system.ray import Ref, beside_learner, get, is_there
 from mario_dist.types import F32, I64, ReplayStats, Transitions, Unroll
 
 _ADDS = 2
 """Unrolls on their way to a shard, at most."""
+
+_PIECE_BYTES = 2**26
+"""Of a replay's file, at once from node to node."""
 
 _PATIENCE_S = 1.0
 _ASK_EVERY_S = 0.02
@@ -52,11 +57,41 @@ class ShardActor:
     def stats(self) -> ReplayStats:
         return self._replay.stats()
 
+    def node(self) -> str:
+        """The id of the node that it runs on."""
+        node: str = ray.get_runtime_context().get_node_id()
+        return node
+
     def save(self, directory: Path) -> None:
         self._replay.save(directory)
 
     def load(self, directory: Path) -> None:
         self._replay.load(directory)
+
+    # The same for a directory of another node's: its files pass through one of this node's, piece by piece.
+
+    def begin_copy(self) -> None:
+        self._copy = Path(tempfile.mkdtemp(prefix="mario-dist-replay-"))
+
+    def save_copy(self) -> list[tuple[str, int]]:
+        """The files' names and bytes."""
+        self._replay.save(self._copy)
+        return sorted((path.name, path.stat().st_size) for path in self._copy.iterdir())
+
+    def read_copy(self, name: str, start: int, count: int) -> bytes:
+        with (self._copy / name).open("rb") as file:
+            file.seek(start)
+            return file.read(count)
+
+    def append_copy(self, name: str, content: bytes) -> None:
+        with (self._copy / name).open("ab") as file:
+            file.write(content)
+
+    def load_copy(self) -> None:
+        self._replay.load(self._copy)
+
+    def end_copy(self) -> None:
+        shutil.rmtree(self._copy)
 
 
 @dataclass(frozen=True, slots=True)
@@ -202,7 +237,8 @@ class RayShards:
     """
 
     def __init__(self, config: RunConfig, plan: Plan) -> None:
-        shard: Any = ray.remote(num_cpus=0, memory=shard_bytes(config, plan), max_restarts=-1)(ShardActor)
+        options = {"num_cpus": 0, "memory": shard_bytes(config, plan), **beside_learner(plan)}
+        shard: Any = ray.remote(**options, max_restarts=-1)(ShardActor)
         self.handles: list[Any] = [shard.remote(config, plan, s) for s in range(plan.shards)]
         self.lost = 0
         """Agent steps that were on their way to a shard that died."""
@@ -223,6 +259,8 @@ class RayShards:
             shard, steps, done = self._adding.popleft()
             try:
                 get(done)
+            except ObjectLostError:  # with the node where the unroll was made
+                self.lost += steps
             except RayActorError as error:
                 _raise_unless_death(error)
                 self.lost += steps
@@ -233,7 +271,10 @@ class RayShards:
         """Leaves nothing where a shard dies meanwhile: a part of a replay is none."""
         self.settle(0)
         try:
-            self._every("save", directory)
+            near, far = self._near_and_far(directory)
+            get([shard.save.remote(folder) for shard, folder in near])
+            for shard, folder in far:
+                _save_far(shard, folder)
         except RayActorError as error:
             _raise_unless_death(error)
             shutil.rmtree(directory, ignore_errors=True)
@@ -243,7 +284,10 @@ class RayShards:
         saved = len(list(directory.glob("shard-*")))
         if saved != len(self.handles):
             raise ValueError(f"a replay of {saved} shards does not fit {len(self.handles)}")
-        self._every("load", directory)
+        near, far = self._near_and_far(directory)
+        get([shard.load.remote(folder) for shard, folder in near])
+        for shard, folder in far:
+            _load_far(shard, folder)
 
     def close(self) -> None:
         for shard in self.handles:
@@ -267,9 +311,32 @@ class RayShards:
             else:
                 del self._down[shard]
 
-    def _every(self, method: str, directory: Path) -> None:
-        folder = directory.resolve()
-        get([getattr(h, method).remote(folder / f"shard-{s}") for s, h in enumerate(self.handles)])
+    def _near_and_far(self, directory: Path) -> tuple[list[tuple[Any, Path]], list[tuple[Any, Path]]]:
+        """The shards that see this process's files, and the others, each with its folder."""
+        folder, here = directory.resolve(), ray.get_runtime_context().get_node_id()
+        shards = [(handle, folder / f"shard-{s}") for s, handle in enumerate(self.handles)]
+        near = [node == here for node in get([handle.node.remote() for handle in self.handles])]
+        return list(compress(shards, near)), list(compress(shards, [not n for n in near]))
+
+
+def _save_far(shard: Any, folder: Path) -> None:
+    folder.mkdir(parents=True, exist_ok=True)
+    get(shard.begin_copy.remote())
+    for name, size in get(shard.save_copy.remote()):
+        with (folder / name).open("wb") as file:
+            for start in range(0, size, _PIECE_BYTES):
+                file.write(get(shard.read_copy.remote(name, start, _PIECE_BYTES)))
+    get(shard.end_copy.remote())
+
+
+def _load_far(shard: Any, folder: Path) -> None:
+    get(shard.begin_copy.remote())
+    for path in sorted(folder.iterdir()):
+        with path.open("rb") as file:
+            while piece := file.read(_PIECE_BYTES):
+                get(shard.append_copy.remote(path.name, piece))
+    get(shard.load_copy.remote())
+    get(shard.end_copy.remote())
 
 
 def _raise_unless_death(error: RayActorError) -> None:

@@ -1,14 +1,11 @@
 """Start or resume a training run: validate, plan, connect, train."""
 
 import dataclasses
-import re
-import secrets
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, replace
-from datetime import datetime
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 
@@ -23,7 +20,10 @@ from mario_dist.errors import UserError
 from mario_dist.learner import network_arrays
 from mario_dist.learner.device import choose_device
 from mario_dist.nets import set_weights
+from mario_dist.paths import new_run_id
+from mario_dist.report.sinks import Sink
 from mario_dist.system.build import make_network
+from mario_dist.system.copies import Copies
 from mario_dist.system.feed import Feed, make_queue_feed, make_replay_feed
 from mario_dist.system.local import LocalReplay, LocalRollouts, local_learner, local_replay_learner
 from mario_dist.system.plan import Plan, check_replay, make_plan, reserved_cores, shard_bytes
@@ -32,6 +32,9 @@ from mario_dist.system.session import Resumed, Session, open_session
 from mario_dist.system.stop import StopRequest, stop_on_signals
 from mario_dist.system.topology import Counters, Outcome, train
 from mario_dist.types import Arrays, part
+
+if TYPE_CHECKING:
+    from mario_dist.system.ray import RayLearner
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,16 +50,22 @@ class RunResult:
     """What the collapse alarm said last, in this process."""
 
 
-def new_run_id(name: str) -> str:
-    """A readable, sortable and unique id, safe as a file name."""
-    safe = re.sub(r"[^A-Za-z0-9.-]+", "-", name).strip("-.") or "run"
-    return f"{safe}-{datetime.now():%Y%m%d-%H%M%S}-{secrets.token_hex(2)}"
+def finished_before(config: RunConfig, state: TrainState, runs: Path) -> RunResult | None:
+    """How the run of a checkpoint ended, where it has done all that ``config`` asks for."""
+    steps, run_id = int(state.meta["counters"]["agent_steps"]), str(state.meta["run_id"])
+    before = configuration.parse(state.meta["config"])
+    env = replace(before.env, emulator=config.env.emulator, rom=config.env.rom)  # they are settled there
+    same = replace(before, env=env) == config
+    if not (steps >= config.total_steps or (state.meta.get("finished") and same)):
+        return None
+    return RunResult(run_id, "finished", steps, runs / run_id, state.meta["best"])
 
 
 def run_training(
     config: RunConfig,
     runs: Path,
     *,
+    run_id: str | None = None,
     store_url: str,
     tracking_uri: str,
     address: str | None = None,
@@ -64,13 +73,20 @@ def run_training(
     resumed_from: Path | None = None,
     init: TrainState | None = None,
     init_from: str = "",
+    copies: Copies | None = None,
+    announce: Callable[[str], None] = lambda text: None,
 ) -> RunResult:
     """Train as ``config`` says, in a new run under ``runs`` or on from ``resume``, which was read from the
     checkpoint ``resumed_from``, in that run's directory.
 
+    run_id: of the run, and that the user chose it: what the run store or the directory has of one that never
+    came to a checkpoint is begun anew, and a store that does not know a resumed run takes it in.
+    copies: where the run is copied to while it goes on.
     init: a checkpoint with whose network a new run begins; all else is its own. init_from: where it is.
     address: "local" for Ray on this machine, "auto" or a host for a cluster that runs, None for the plan's
-    choice. Raises ``UserError`` for what the user can mend, before anything of the run exists.
+    choice. announce: told what is waited for before the run exists.
+
+    Raises ``UserError`` for what the user can mend, before anything of the run exists.
     """
     if address is not None and config.system.driver == "local":
         raise UserError("--address is for Ray, and this configuration says system.driver: local")
@@ -79,7 +95,8 @@ def run_training(
     for state in (resume, init):
         if state is not None:
             check_network(network, state)
-    run_id = str(resume.meta["run_id"]) if resume is not None else new_run_id(config.name)
+    named = run_id is not None
+    run_id = str(resume.meta["run_id"]) if resume is not None else run_id or new_run_id(config.name)
     resumed = None if resume is None else _resumed(resume)
     if resumed is not None and resumed.counters.agent_steps >= config.total_steps:
         raise UserError(
@@ -87,7 +104,7 @@ def run_training(
             " give a larger total_steps to train on"
         )
     with ExitStack() as stack:
-        plan, gpu = _plan(config, address, stack)
+        plan, gpu = _plan(config, address, stack, announce)
         replay = _saved_replay(config, resume, resumed_from)
         request = stack.enter_context(stop_on_signals())
         session = stack.enter_context(
@@ -102,6 +119,9 @@ def run_training(
                     **({} if init is None else {"init": _name(init), "init_from": init_from}),
                 },
                 resumed=resumed,
+                named=named,
+                copies=copies,
+                extra_sinks=_ray_metrics(run_id, resumed) if plan.driver == "ray" else (),
             )
         )
         request.notify(session.note)
@@ -123,6 +143,13 @@ def run_training(
     return RunResult(
         run_id, outcome, session.counters.agent_steps, session.directory, session.best, session.alarm
     )
+
+
+def _ray_metrics(run_id: str, resumed: Resumed | None) -> Sequence[Sink]:
+    from mario_dist.system.ray_metrics import RayMetricsSink
+
+    before = Counters() if resumed is None else resumed.counters
+    return (RayMetricsSink(run_id, before.agent_steps, before.episodes),)
 
 
 def _settle_emulator(config: RunConfig, before: EnvConfig | None) -> RunConfig:
@@ -177,7 +204,9 @@ def worker_states(state: TrainState) -> list[Arrays]:
     return [part(state.arrays, f"worker.{actor}.") for actor in range(int(state.meta["workers"]))]
 
 
-def _plan(config: RunConfig, address: str | None, stack: ExitStack) -> tuple[Plan, bool]:
+def _plan(
+    config: RunConfig, address: str | None, stack: ExitStack, note: Callable[[str], None]
+) -> tuple[Plan, bool]:
     """Who runs where; connects to Ray where the plan needs it."""
     gpu = config.learner.device in ("auto", "cuda") and torch.cuda.is_available()
     plan = make_plan(config, machine.cores(), gpu=gpu, address=address)
@@ -191,24 +220,30 @@ def _plan(config: RunConfig, address: str | None, stack: ExitStack) -> tuple[Pla
         check_replay(config, plan, machine.available_gib() * 2**30)
     if plan.driver == "local":
         return plan, gpu
-    from mario_dist.system.ray import connected
+    from mario_dist.system.ray_cluster import connected, spare_resources, wait_for_room
 
-    resources = stack.enter_context(
+    stack.enter_context(
         connected(None if here else address, config.system.dashboard_port, cores=reserved_cores(plan))
     )
     if not here:
+        wait_for_room(gpu=config.learner.device == "cuda", wait_s=config.system.wait_s, note=note)
+    resources = spare_resources()
+    if not here:
         gpu = resources.gpu and config.learner.device in ("auto", "cuda")
         plan = make_plan(config, resources.cores, gpu=gpu, address=address)
+        plan = replace(plan, elastic=True)
     check_replay(config, plan, resources.memory_bytes)
     if plan.shards and shard_bytes(config, plan) > resources.largest_memory_bytes:
         raise UserError(
             f"a replay shard takes {shard_bytes(config, plan) / 2**30:.1f} GiB, and no node has that; raise"
             " replay.shards (up to rollout.actors) or lower replay.capacity"
         )
-    if reserved_cores(plan) > resources.cores:
+    # Actors that have no room yet come later, but one must have some, and what they feed.
+    least = replace(plan, actors=1) if plan.elastic else plan
+    if reserved_cores(least) > resources.cores.free:
         raise UserError(
-            f"this run reserves {reserved_cores(plan)} cores and the cluster has"
-            f" {resources.cores} free; lower rollout.actors or rollout.threads"
+            f"this run reserves {reserved_cores(least)} cores and the cluster has"
+            f" {resources.cores.free} free; lower learner.threads, rollout.actors or rollout.threads"
         )
     return plan, gpu and resources.gpu
 
@@ -252,9 +287,10 @@ def _drive(
         # Of networks, this process only plays evaluations' best episodes again: in one thread, as they were.
         torch.set_num_threads(1)
     with ExitStack() as stack:
-        driver = _Driver(config, plan, gpu, stack)
+        driver = _Driver(config, plan, gpu, stack, session.note)
+        # It needs a place for all its cores at once; rollout actors fit in anywhere.
+        learner, feed = driver.learner(learner_state, replay)
         rollouts = driver.rollouts(states, incarnation)
-        learner, feed = driver.learner(learner_state, replay, session.note)
         if init is not None:
             learner.recover(_beginning(init), 1.0)
             version += 1
@@ -272,9 +308,12 @@ def _drive(
 
 
 class _Driver:
-    """The parts of a run on the plan's driver, each closed with ``stack``."""
+    """The parts of a run on the plan's driver, each closed with ``stack``. ``note`` tells the user."""
 
-    def __init__(self, config: RunConfig, plan: Plan, gpu: bool, stack: ExitStack) -> None:
+    def __init__(
+        self, config: RunConfig, plan: Plan, gpu: bool, stack: ExitStack, note: Callable[[str], None]
+    ) -> None:
+        self._note = note
         self._config = config
         self._plan = plan
         self._gpu = gpu
@@ -283,14 +322,14 @@ class _Driver:
     def rollouts(self, states: list[Arrays], incarnation: int) -> Rollouts[Any, Any]:
         if self._plan.driver == "local":
             return self._closing(LocalRollouts(self._config, self._plan, states, incarnation))
-        from mario_dist.system.ray import ray_rollouts
+        from mario_dist.system.ray_rollouts import ray_rollouts
 
-        return self._closing(ray_rollouts(self._config, self._plan, states, incarnation, gpu=self._gpu))
+        return self._closing(
+            ray_rollouts(self._config, self._plan, states, incarnation, gpu=self._gpu, note=self._note)
+        )
 
-    def learner(
-        self, state: Arrays | None, saved_replay: Path | None, note: Callable[[str], None]
-    ) -> tuple[LearnerPort[Any], Feed[Any]]:
-        """The learner, and what feeds it. ``note`` is told where ``saved_replay`` does not fit."""
+    def learner(self, state: Arrays | None, saved_replay: Path | None) -> tuple[LearnerPort[Any], Feed[Any]]:
+        """The learner, and what feeds it."""
         if not self._config.algo.replayed:
             return self._queue_learner(state), make_queue_feed(self._config, self._plan)
         learner, replay = self._replay_learner(state)
@@ -299,7 +338,7 @@ class _Driver:
             try:
                 replay.load_replay(saved_replay)
             except ValueError as error:
-                note(f"the checkpoint's replay cannot be used here, it is filled anew: {error}")
+                self._note(f"the checkpoint's replay cannot be used here, it is filled anew: {error}")
             else:
                 feed.restore(state)
         return learner, feed
@@ -309,7 +348,7 @@ class _Driver:
             return local_learner(self._config, self._plan, state)
         from mario_dist.system.ray import ray_learner
 
-        return self._closing(ray_learner(self._config, self._plan, state, gpu=self._gpu))
+        return self._placed(ray_learner(self._config, self._plan, state, gpu=self._gpu))
 
     def _replay_learner(self, state: Arrays | None) -> tuple[LearnerPort[Any], ReplayPort[Any]]:
         if self._plan.driver == "local":
@@ -320,7 +359,14 @@ class _Driver:
 
         shards = self._closing(RayShards(self._config, self._plan))
         learner = ray_replay_learner(self._config, self._plan, state, shards, gpu=self._gpu)
-        return self._closing(learner), shards
+        return self._placed(learner), shards
+
+    def _placed(self, learner: "RayLearner") -> "RayLearner":
+        """One of a cluster has its place before the rollout actors take what is left."""
+        self._closing(learner)
+        if self._plan.elastic:
+            learner.wait_until_there(self._note)
+        return learner
 
     def _closing[C: Closes](self, opened: C) -> C:
         self._stack.callback(opened.close)
@@ -345,7 +391,8 @@ def _workers_fit(config: RunConfig, plan: Plan, resume: TrainState, states: list
     # Of each group of lanes.
     lanes = [[len(v) for k, v in state.items() if k.endswith(".clock.length")] for state in states if state]
     same_lanes = all(sum(n) == plan.lanes and len(n) == config.rollout.groups for n in lanes)
-    return same_env and len(states) == plan.actors and same_lanes
+    same_actors = len(states) == plan.actors or plan.elastic
+    return same_env and same_actors and same_lanes
 
 
 def _resumed(state: TrainState) -> Resumed:

@@ -43,6 +43,7 @@ from mario_dist.store import (
     replay,
 )
 from mario_dist.system.collapse import Alarm, CollapseDetector
+from mario_dist.system.copies import Copies
 from mario_dist.system.filming import clip_path, clip_wanted, film_best
 from mario_dist.system.run_lock import lock_run
 from mario_dist.system.topology import Counters, Iteration, Judge, Recovery
@@ -90,7 +91,9 @@ class Session:
         resumed: Resumed,
         mlflow_run_id: str,
         sinks: Sequence[Sink],
+        copies: Copies | None = None,
     ) -> None:
+        self._copies = copies
         self.run_id = run_id
         self.directory = directory
         self.counters = resumed.counters
@@ -111,6 +114,7 @@ class Session:
         self._filmed_s = 0.0
         self._recent: deque[EpisodeRecord] = deque(maxlen=_RECENT_EPISODES)
         self._x_best: int | None = None
+        self._actors: int | None = None
         self._restarts = 0
         self._replay_lost = 0
         self._detector = CollapseDetector(config.collapse, dict(resumed.collapse_best))
@@ -149,8 +153,12 @@ class Session:
             )
             self._replay_lost = lost
         if iteration.restarts > self._restarts:
-            self.note(f"{iteration.restarts - self._restarts} rollout actor(s) died and were replaced")
+            self.note(f"{iteration.restarts - self._restarts} rollout actor(s) died; others take their place")
             self._restarts = iteration.restarts
+        if iteration.actors != self._actors:
+            if self._actors is not None:
+                self.note(f"{iteration.actors} rollout actor(s), and were {self._actors}")
+            self._actors = iteration.actors
         progress = self._progress(iteration)
         metrics = {
             **iteration.report.metrics,
@@ -160,6 +168,7 @@ class Session:
             **{f"worker_{name}_s": seconds for name, seconds in iteration.worker_seconds.items()},
             "version": float(iteration.report.version),
             "queue_depth": float(iteration.queue_depth),
+            "rollout_actors": float(iteration.actors),
             "actor_restarts": float(iteration.restarts),
             "episodes": float(counters.episodes),
             **self._cores_busy(),
@@ -237,6 +246,7 @@ class Session:
         evaluation: EvalReport | None,
         *,
         last: bool,
+        done: bool = False,
         save_replay: Callable[[Path], None] | None = None,
     ) -> None:
         # Rows first: a checkpoint never knows more episodes than the store.
@@ -251,6 +261,7 @@ class Session:
             "run_id": self.run_id,
             "mlflow_run_id": self._mlflow_run_id,
             "counters": dataclasses.asdict(counters),
+            "finished": done,
             "workers": len(workers),
             "incarnation": self._incarnation + self._restarts,
             "best": self.best,
@@ -277,6 +288,7 @@ class Session:
         if kind == "final":
             self._tracker.artifacts(path, "checkpoints/final", FILES)
         self.note(f"checkpoint {path}{' (the best so far)' if best else ''}")
+        self._copy(last=last)
         if (last or evaluation is not None) and clip_wanted(self._config):
             self._film(last=last)
 
@@ -290,6 +302,11 @@ class Session:
             seconds = film_best(best, self._config.checkpoint.keep, self.note)
             self._filmed_s += seconds
             self._paused_s += seconds
+            self._copy(last=last)
+
+    def _copy(self, *, last: bool) -> None:
+        if self._copies is not None:
+            self._copies.bring(self.run_id, self.directory, self.note, last=last)
 
     def _cores_busy(self) -> dict[str, float]:
         """How many of this machine's cores were busy since the last time; empty where that was just now."""
@@ -352,11 +369,14 @@ def open_session(
     tracking_uri: str,
     details: Mapping[str, object],
     resumed: Resumed | None,
+    named: bool = False,
+    copies: Copies | None = None,
+    extra_sinks: Sequence[Sink] = (),
 ) -> Iterator[Session]:
     """Open everything that a run writes to, and close it with how the run ended.
 
     ``details`` (the plan, say) are kept with the machine's description. Nothing of the run exists until
-    every door was found open. Raises ``UserError`` where one is shut.
+    every door was found open. named: as in ``run_training``. Raises ``UserError`` where one is shut.
     """
     check_tracking(config.tracking)
     fresh = resumed is None
@@ -364,10 +384,11 @@ def open_session(
     directory = directory.resolve()
     with ExitStack() as stack:
         store = stack.enter_context(RunStore(store_url))
-        if not fresh:
+        known = store.find_run(run_id)
+        if not (fresh or known or named):
             store.get_run(run_id)  # a checkpoint of another store's run is refused before anything changes
         tracker = Tracker(tracking_uri)
-        _make_directory(directory)
+        new = _make_directory(directory)
         stack.enter_context(lock_run(directory))
         commit, dirty = machine.git_state(Path(__file__).parent)
         tree = configuration.to_tree(config)
@@ -387,10 +408,10 @@ def open_session(
                 _flatten(tree),
                 configuration.dump(config),
                 {"mario_dist.run_id": run_id, "git_commit": commit or "", "directory": str(directory)},
-                resumed.mlflow_run_id,
+                resumed.mlflow_run_id or (None if known is None else known.mlflow_run_id),
             )
         except BaseException:
-            if fresh:
+            if new:
                 shutil.rmtree(directory)  # it holds the lock and empty event files only
             raise
         session: Session | None = None
@@ -406,7 +427,7 @@ def open_session(
                 "machine": {**machine.describe(), **details},
                 "mlflow_run_id": mlflow_run_id,
             }
-            if fresh:
+            if not known:
                 level = ",".join(config.env.levels)
                 row = RunRow(
                     id=run_id,
@@ -418,7 +439,7 @@ def open_session(
                     **changes,
                 )
                 store.create_run(row)
-            else:
+            if known or not fresh:
                 replay(store, run_id, directory / JOURNAL)
                 store.rewind(run_id, resumed.counters.agent_steps)
                 set_aside_newer(directory / "checkpoints", resumed.counters.agent_steps)
@@ -426,7 +447,20 @@ def open_session(
                 store.update_run(run_id, **again)
             writer = StoreWriter(store, run_id, directory / JOURNAL)
             view = stack.enter_context(LiveView(run_id, config))
-            session = Session(run_id, config, directory, writer, tracker, view, resumed, mlflow_run_id, sinks)
+            session = Session(
+                run_id,
+                config,
+                directory,
+                writer,
+                tracker,
+                view,
+                resumed,
+                mlflow_run_id,
+                [*sinks, *extra_sinks],
+                copies,
+            )
+            if not fresh and not known:
+                session.note(f"{store.where} did not know {run_id}: its episodes and metrics begin here")
             try:
                 yield session
                 status = "finished" if session.finished else "stopped"
@@ -457,13 +491,20 @@ def _end(session: Session, store: RunStore, writer: StoreWriter, status: RunEnd)
         raise
 
 
-def _make_directory(directory: Path) -> None:
+def _make_directory(directory: Path) -> bool:
+    """Whether it was not there. Raises ``UserError`` where it can't be, or is something else's."""
     try:
+        new = not directory.exists()
         directory.mkdir(parents=True, exist_ok=True)
         if not os.access(directory, os.W_OK):
             raise PermissionError(13, "Permission denied")
+        ours = any((directory / name).exists() for name in ("lock", "config.yaml", "checkpoints"))
+        others = not new and not ours and any(directory.iterdir())
     except OSError as error:
         raise UserError(f"cannot write to {directory} ({error.strerror}); set MARIO_DIST_RUNS") from error
+    if others:
+        raise UserError(f"{directory} is there and no run's; choose another --run-id")
+    return new
 
 
 def _flatten(tree: Mapping[str, Any], prefix: str = "") -> dict[str, str | int | float | bool]:

@@ -39,6 +39,7 @@ class Iteration:
     episodes: tuple[EpisodeRecord, ...]
     report: StepReport
     queue_depth: int
+    actors: int
     restarts: int
     collect_s: float
     learn_s: float
@@ -72,8 +73,10 @@ class Observer(Protocol):
         evaluation: EvalReport | None,
         *,
         last: bool,
+        done: bool = False,
         save_replay: Callable[[Path], None] | None = None,
-    ) -> None: ...
+    ) -> None:
+        """last: nothing comes after it in this process. done: nor in a later one, as it is configured."""
 
 
 def train[W, U](
@@ -101,9 +104,10 @@ def train[W, U](
     since = _Since(counters, version)
     while True:
         progress = _progress(counters, config)
+        feed.resize(rollouts.n_actors)
         if feed.may_collect(learner.in_flight):
             rollouts.submit(weights, progress)
-        _give_orders(learner, feed, since.version, progress)
+        _give_orders(learner, feed, since.version, progress, under_way=rollouts.under_way)
 
         starving = learner.concurrent and not learner.in_flight and not feed.filling
         at = time.monotonic()
@@ -111,7 +115,7 @@ def train[W, U](
         since.collect_s += time.monotonic() - at
         since.learner_waits_s += time.monotonic() - at if starving else 0.0
         counters = _take_in(collected, feed, since, counters)
-        _give_orders(learner, feed, since.version, progress)
+        _give_orders(learner, feed, since.version, progress, under_way=rollouts.under_way)
 
         held_back = not rollouts.under_way and not feed.may_collect(learner.in_flight)
         at = time.monotonic()
@@ -126,7 +130,7 @@ def train[W, U](
         evaluate = _evaluation_due(since.counters, counters, config)
         save = done or stop or evaluate or _passed(since.counters, counters, config.checkpoint.every_steps)
         if save:
-            counters = _take_in(rollouts.gather(rollouts.n_actors), feed, since, counters)
+            counters = _take_in(rollouts.gather(rollouts.under_way), feed, since, counters)
             done = counters.agent_steps >= config.total_steps
             evaluate = _evaluation_due(since.counters, counters, config)
             at = time.monotonic()
@@ -138,9 +142,7 @@ def train[W, U](
         # While a replay is filled, nothing is learned.
         for one in reports or [StepReport(since.version, 0, feed.metrics())]:
             learned = feed.learned(one) if reports else one
-            observer.iterated(
-                since.iteration(counters, learned, rollouts.restarts, concurrent=learner.concurrent)
-            )
+            observer.iterated(since.iteration(counters, learned, rollouts, concurrent=learner.concurrent))
             since = _Since(counters, one.version)
 
         if (back := recovery()) is not None:
@@ -167,6 +169,7 @@ def train[W, U](
                 rollouts.state(),
                 evaluation,
                 last=last,
+                done=done,
                 save_replay=feed.save_replay,
             )
             # A signal that came meanwhile finds everything saved.
@@ -175,11 +178,17 @@ def train[W, U](
 
 
 def _give_orders[W, U](
-    learner: LearnerPort[W], feed: Feed[U], version: int, progress: float, *, draining: bool = False
+    learner: LearnerPort[W],
+    feed: Feed[U],
+    version: int,
+    progress: float,
+    *,
+    under_way: int = 0,
+    draining: bool = False,
 ) -> None:
     """As many as the learner takes and the feed has; ``version`` is the newest that was reported."""
     while learner.free:
-        order = feed.order(version + learner.in_flight, draining=draining)
+        order = feed.order(version + learner.in_flight, under_way=under_way, draining=draining)
         if order is None:
             return
         learner.submit(order, progress)
@@ -220,8 +229,8 @@ class _Since:
         oldest = item.weights_version if self.oldest_weights is None else self.oldest_weights
         self.oldest_weights = min(oldest, item.weights_version)
 
-    def iteration(
-        self, counters: Counters, report: StepReport, restarts: int, *, concurrent: bool
+    def iteration[W, U](
+        self, counters: Counters, report: StepReport, rollouts: Rollouts[W, U], *, concurrent: bool
     ) -> Iteration:
         lag = 0 if self.oldest_weights is None else max(0, report.version - self.oldest_weights)
         metrics = {
@@ -236,7 +245,8 @@ class _Since:
             tuple(self.episodes),
             replace(report, metrics=metrics),
             self.queue_depth,
-            restarts,
+            rollouts.n_actors,
+            rollouts.restarts,
             self.collect_s,
             self.learn_s,
             _mean_seconds(self.seconds),

@@ -20,8 +20,9 @@ from mario_dist.system.build import make_network, make_worker
 from mario_dist.system.feed import make_replay_feed
 from mario_dist.system.plan import Plan, make_plan
 from mario_dist.system.ports import Collected
-from mario_dist.system.ray import RayRollouts, connected
+from mario_dist.system.ray_cluster import connected
 from mario_dist.system.ray_replay import ray_replay_learner
+from mario_dist.system.ray_rollouts import RayRollouts
 from mario_dist.system.ray_shards import RayReplay, RayShards
 from mario_dist.system.topology import Counters, Iteration, Judge, train
 from mario_dist.types import Arrays, EvalReport
@@ -59,6 +60,7 @@ class Log:
         evaluation: EvalReport | None,
         *,
         last: bool,
+        done: bool = False,
         save_replay: Callable[[Path], None] | None = None,
     ) -> None:
         self.workers = workers

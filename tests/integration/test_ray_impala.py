@@ -15,7 +15,9 @@ import ray
 from mario_dist.config import RunConfig
 from mario_dist.system.feed import make_queue_feed
 from mario_dist.system.plan import make_plan
-from mario_dist.system.ray import RayRollouts, connected, ray_learner, ray_rollouts
+from mario_dist.system.ray import ray_learner
+from mario_dist.system.ray_cluster import connected
+from mario_dist.system.ray_rollouts import RayRollouts, ray_rollouts
 from mario_dist.system.topology import Counters, Iteration, Judge, train
 from mario_dist.types import Arrays, EvalReport
 
@@ -48,6 +50,7 @@ class Log:
         evaluation: EvalReport | None,
         *,
         last: bool,
+        done: bool = False,
         save_replay: Callable[[Path], None] | None = None,
     ) -> None: ...
 
@@ -113,7 +116,7 @@ def test_the_lag_is_bounded_and_drops_are_counted_beside_a_slow_learner_and_a_hu
     def after(rollouts: RayRollouts, log: Log) -> bool:
         metrics, count = log.iterations[-1].report.metrics, len(log.iterations)
         if not pids:
-            pids.extend(pid_of(actor) for actor in rollouts._actors)
+            pids.extend(pid_of(actor.handle) for actor in rollouts._actors.values())
         if count % 3 == 0:
             stored.append(shared_memory_mib())
         if not hung_at and count >= 8 and metrics["crowded_out_unrolls"] >= 5:

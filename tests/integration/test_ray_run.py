@@ -13,7 +13,9 @@ import ray
 from mario_dist.config import RunConfig
 from mario_dist.system.feed import make_queue_feed
 from mario_dist.system.plan import make_plan
-from mario_dist.system.ray import RayRollouts, connected, ray_learner
+from mario_dist.system.ray import ray_learner
+from mario_dist.system.ray_cluster import connected
+from mario_dist.system.ray_rollouts import RayRollouts
 from mario_dist.system.topology import Counters, Iteration, Judge, Recovery, train
 from mario_dist.types import Arrays, EvalReport
 
@@ -44,6 +46,7 @@ class Log:
         evaluation: EvalReport | None,
         *,
         last: bool,
+        done: bool = False,
         save_replay: object = None,
     ) -> None:
         self.states.append((learner, workers))
@@ -81,7 +84,7 @@ def drive(
 
 def kill_a_rollout_actor(rollouts: RayRollouts) -> None:
     """SIGKILL the process of one living rollout actor, as the kernel's OOM killer would."""
-    os.kill(ray.get(rollouts._actors[0].__ray_call__.remote(lambda self: os.getpid())), signal.SIGKILL)
+    os.kill(ray.get(rollouts._actors[0].handle.__ray_call__.remote(lambda self: os.getpid())), signal.SIGKILL)
 
 
 @pytest.mark.usefixtures("ray_here")

@@ -1,7 +1,5 @@
 """Who may go on: the queue's rules on handles that are numbers."""
 
-import pytest
-
 from mario_dist.system.feed import QueueFeed
 from mario_dist.system.ports import Collected
 from mario_dist.types import StepReport
@@ -13,21 +11,36 @@ def unroll(name: int, version: int = 0, actor: int = 0) -> Collected[int]:
 
 def test_in_step_the_learner_gets_one_unroll_of_each_and_the_lag_is_what_was_asked() -> None:
     for lag in (0, 1):
-        feed: QueueFeed[int] = QueueFeed(actors=2, batch=2, max_lag=lag, in_step=True)
-        assert feed.least == 2
+        feed: QueueFeed[int] = QueueFeed(actors=2, max_lag=lag, in_step=True)
+        assert feed.least > 1_000, "whoever is under way is waited for"
         assert feed.may_collect(in_flight=0)
-        feed.put([unroll(1), unroll(2)])
-        assert feed.may_collect(in_flight=0) is (lag == 1)
+        feed.put([unroll(1)])
+        assert feed.order(version=0, under_way=1) is None
+        assert not feed.may_collect(in_flight=0), "who is done waits for the other"
+        feed.put([unroll(2)])
         assert feed.order(version=0) == (1, 2)
         assert feed.may_collect(in_flight=1) is (lag == 1)
         feed.put([unroll(3), unroll(4)])
         assert not feed.may_collect(in_flight=1)
         assert feed.metrics() == {}
-        feed.order(version=1)
-        feed.put([unroll(5)])  # the other actor's died
-        assert not feed.may_collect(in_flight=0)
-    with pytest.raises(ValueError, match="one unroll of each"):
-        QueueFeed(actors=2, batch=1, max_lag=0, in_step=True)
+        assert feed.order(version=1) == (3, 4)
+
+
+def test_actors_come_and_go() -> None:
+    in_step: QueueFeed[int] = QueueFeed(actors=1, max_lag=0, in_step=True)
+    half: QueueFeed[int] = QueueFeed(actors=2, max_lag=8)
+    fixed: QueueFeed[int] = QueueFeed(actors=2, batch=2, max_lag=8)
+    for feed in (in_step, half, fixed):
+        feed.resize(6)
+        feed.put([unroll(i, actor=i) for i in range(6)])
+    assert in_step.order(version=0) == (0, 1, 2, 3, 4, 5)
+    assert half.order(version=0) == (0, 1, 2)
+    assert fixed.order(version=0) == (0, 1)
+    half.put([unroll(6), unroll(7)])
+    half.resize(2)  # a node went, and what it made before waits
+    assert half.depth == 5
+    half.put([unroll(8)])
+    assert [half.order(version=0) for _ in range(6)] == [(3,), (4,), (5,), (6,), (7,), (8,)]
 
 
 def test_otherwise_it_takes_whichever_came_and_holds_the_actors_while_a_batch_waits() -> None:

@@ -35,6 +35,7 @@ class Log:
         evaluation: EvalReport | None,
         *,
         last: bool,
+        done: bool = False,
         save_replay: object = None,
     ) -> None:
         self.checkpoints.append((counters.agent_steps, evaluation is not None))

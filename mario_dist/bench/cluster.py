@@ -1,0 +1,295 @@
+"""What a training bears of its cluster's changes: Ray nodes on this machine, killed and added under it."""
+
+import dataclasses
+import json
+import os
+import secrets
+import socket
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import psutil
+
+from mario_dist import config as configuration
+from mario_dist import machine
+from mario_dist.bench.outage import ENDLESS, Training, count_episodes, reporting, wall_s_now
+from mario_dist.checkpoint import list_checkpoints, load_checkpoint
+from mario_dist.config import RunConfig
+from mario_dist.errors import UserError
+from mario_dist.store import MetricRow, RunStore
+
+_START_S = 180.0
+_POLL_S = 0.2
+_WINDOW_S = 3.0
+_ENOUGH = 0.8
+"""Of the speed of the actors that are left: from there on the training has recovered."""
+
+HEALTH = {
+    "RAY_health_check_period_ms": "1000",
+    "RAY_health_check_timeout_ms": "1000",
+    "RAY_health_check_failure_threshold": "3",
+}
+"""What cluster/ and k8s/ set on their heads, so that a node that is gone is noticed within seconds."""
+
+
+class LocalCluster:
+    """Ray nodes on this machine, each with its own raylet and folder, as on machines of their own.
+
+    The head has no cores. Its Jobs API, at ``url``, wants the token in ``env``.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        """folder: for the nodes' files; its path must be short, since Ray puts sockets there."""
+        self._folder = folder
+        self._nodes: dict[str, subprocess.Popen[bytes]] = {}
+        self._port, dashboard, client, metrics = _free_ports(4)
+        self.url = f"http://127.0.0.1:{dashboard}"
+        self.metrics_url = f"http://127.0.0.1:{metrics}/metrics"
+        bin_folder = str(Path(sys.executable).parent)
+        self.env = {
+            **os.environ,
+            **HEALTH,
+            "PATH": f"{bin_folder}{os.pathsep}{os.environ.get('PATH', '')}",
+            "RAY_AUTH_MODE": "token",
+            "RAY_AUTH_TOKEN": secrets.token_hex(32),
+            # It would run the nodes' workers through `uv run`.
+            "RAY_ENABLE_UV_RUN_RUNTIME_ENV": "0",
+            "RAY_USAGE_STATS_ENABLED": "0",
+        }
+        head = ["--head", f"--port={self._port}", "--num-cpus=0", f"--dashboard-port={dashboard}"]
+        self._start("head", [*head, f"--ray-client-server-port={client}", f"--metrics-export-port={metrics}"])
+
+    def add_node(self, name: str, cpus: int, resources: Mapping[str, float] = {}) -> None:
+        """Returns once it belongs to the cluster."""
+        address = f"--address={_own_address()}:{self._port}"
+        self._start(name, [address, f"--num-cpus={cpus}", f"--resources={json.dumps(dict(resources or {}))}"])
+
+    def kill_node(self, name: str) -> None:
+        """SIGKILL for all of its processes at once."""
+        _kill_tree(self._nodes.pop(name))
+
+    def close(self) -> None:
+        for name in reversed(list(self._nodes)):
+            self.kill_node(name)
+
+    def _start(self, name: str, options: Sequence[str]) -> None:
+        log = self._folder / f"{name}.log"
+        # Ports of their own: the nodes share this machine's address.
+        (agent,) = _free_ports(1)
+        options = [
+            *options,
+            f"--dashboard-agent-listen-port={agent}",
+            "--min-worker-port=0",
+            "--max-worker-port=0",
+        ]
+        with log.open("wb") as output:
+            process = subprocess.Popen(
+                ["ray", "start", *options, f"--temp-dir={self._folder / name}", "--block"],
+                stdin=subprocess.DEVNULL,
+                stdout=output,
+                stderr=output,
+                env=self.env,
+                start_new_session=True,
+            )
+        self._nodes[name] = process
+        until = time.monotonic() + _START_S
+        while b"Ray runtime started" not in log.read_bytes():
+            if process.poll() is not None or time.monotonic() > until:
+                lines = log.read_text(errors="replace").splitlines() or ["it said nothing"]
+                raise UserError(f"the Ray node {name} did not start: {lines[-1]}")
+            time.sleep(_POLL_S)
+
+
+@contextmanager
+def local_cluster() -> Iterator[LocalCluster]:
+    """A head, and nothing left of it or its nodes afterwards."""
+    with tempfile.TemporaryDirectory(prefix="md-", dir="/tmp", ignore_cleanup_errors=True) as folder:
+        cluster: LocalCluster | None = None
+        try:
+            cluster = LocalCluster(Path(folder))
+            yield cluster
+        finally:
+            if cluster is not None:
+                cluster.close()
+
+
+def bench_cluster(
+    config: RunConfig, around_s: float, cpus: int, announce: Callable[[str], None]
+) -> dict[str, Any]:
+    """``train_through_changes`` on a cluster of a head without cores and a node for the learner.
+
+    That node has a core more than the learner takes, for a rollout actor that stays.
+    """
+    with local_cluster() as cluster, tempfile.TemporaryDirectory(prefix="mario-dist-cluster-") as folder:
+        cluster.add_node("learner", (config.learner.threads or 1) + 1, {"learner": 1})
+        announce("the cluster is up")
+        document = train_through_changes(cluster, config, Path(folder), around_s, cpus, announce)
+    return {"machine": machine.describe(), **document}
+
+
+def train_through_changes(
+    cluster: LocalCluster,
+    config: RunConfig,
+    runs: Path,
+    around_s: float,
+    cpus: int,
+    announce: Callable[[str], None],
+) -> dict[str, Any]:
+    """Train as ``config`` says, without evaluations, on a cluster that loses a node and gets another.
+
+    The training is a job. Both nodes have ``cpus`` cores. ``around_s`` seconds lie before, between and after;
+    then the job is stopped.
+
+    steps_per_s: with all actors, with those that were left, and again with all. recovered_s: from the death
+    until the training made 80 % of the speed of those left, over 3 s. joined_s: from the moment that a new
+    node, whose own start took node_start_s, was there until a report by as many actors as before. episodes,
+    exactly_once: as in ``bench_outage``.
+
+    Raises ``UserError`` where a node does not start or the training fails.
+    """
+    config = dataclasses.replace(
+        config,
+        total_steps=ENDLESS,
+        evaluation=dataclasses.replace(config.evaluation, every_steps=0),
+        stop=dataclasses.replace(config.stop, clear_rate=None),
+        checkpoint=dataclasses.replace(config.checkpoint, every_steps=ENDLESS),
+    )
+    cluster.add_node("rollouts", cpus)
+    with (
+        submitted(cluster, config, runs, "changes") as training,
+        RunStore(f"sqlite:///{runs}/mario.db") as store,
+    ):
+        run = training.wait_for(lambda: reporting(store))
+
+        def newest(name: str) -> int:
+            values = [row["value"] for row in store.newest_metrics(run.id) if row["name"] == name]
+            return int(values[0]) if values else 0
+
+        training.wait_for(lambda: newest("rollout_actors") > cpus or None)
+        actors = newest("rollout_actors")
+        announce(f"training with {actors} rollout actors")
+        began = wall_s_now(run)
+        training.go_on(around_s)
+        killed = wall_s_now(run)
+        cluster.kill_node("rollouts")
+        announce("a node was killed")
+        training.go_on(around_s)
+        ordered = wall_s_now(run)
+        cluster.add_node("successor", cpus)
+        added = wall_s_now(run)
+        training.wait_for(lambda: newest("rollout_actors") >= actors or None)
+        joined = wall_s_now(run)
+        announce(f"its successor's actors joined after {joined - added:.1f} s")
+        training.go_on(around_s)
+        end = wall_s_now(run)
+        training.stop()
+        reports = store.metrics(run.id, ["episodes"])
+        last = load_checkpoint(list_checkpoints(runs / run.id / "checkpoints")[0])
+        episodes = count_episodes(store.episodes(run.id), last.meta["counters"]["episodes"])
+        lost_unrolls = newest("lost_unrolls")
+    left = _speed(reports, killed + 0.5 * around_s, ordered)
+    once = episodes["counted"] == episodes["stored"] == episodes["distinct"] and not episodes["holes"]
+    return {
+        "actors": {"before": actors, "lost": cpus},
+        "steps_per_s": {
+            "before": _speed(reports, began, killed),
+            "left": left,
+            "after": _speed(reports, joined, end),
+        },
+        "recovered_s": _recovered_s(reports, killed, ordered, left),
+        "node_start_s": added - ordered,
+        "joined_s": joined - added,
+        "lost_unrolls": lost_unrolls,
+        "episodes": episodes,
+        "exactly_once": once,
+    }
+
+
+@contextmanager
+def submitted(
+    cluster: LocalCluster, config: RunConfig, runs: Path, run_id: str, env: Mapping[str, str] | None = None
+) -> Iterator[Training]:
+    """A training as a job of ``cluster``, followed by `mario-dist submit`, which ends with the block.
+
+    env: for the job, beside the places of its run.
+    """
+    work = runs / "work"
+    work.mkdir(parents=True, exist_ok=True)
+    (work / "config.yaml").write_text(configuration.dump(config))
+    command = [sys.executable, "-m", "mario_dist.cli.main", "submit", "config.yaml", f"--run-id={run_id}"]
+    here = {
+        "MARIO_DIST_RUNS": str(runs),
+        "MARIO_DIST_DB": "",
+        "MLFLOW_TRACKING_URI": f"sqlite:///{runs}/mlflow.db",
+    }
+    log = runs / "log"
+    with log.open("wb") as output:
+        process = subprocess.Popen(
+            [
+                *command,
+                f"--address={cluster.url}",
+                *(f"--env={name}={value}" for name, value in here.items()),
+            ],
+            stdin=subprocess.DEVNULL,
+            stdout=output,
+            stderr=output,
+            env=cluster.env,
+            cwd=work,
+        )
+    try:
+        yield Training(process, log)
+    finally:
+        process.kill()
+        process.wait()
+
+
+def _speed(reports: Sequence[MetricRow], start: float, end: float) -> float:
+    """Agent steps per second between two times of a run."""
+    steps = np.interp([start, end], [r["wall_s"] for r in reports], [r["agent_steps"] for r in reports])
+    return float((steps[1] - steps[0]) / (end - start))
+
+
+def _recovered_s(reports: Sequence[MetricRow], killed: float, until: float, left: float) -> float:
+    """Seconds from a death to the first window with enough of the speed that is ``left``; NaN for never."""
+    for start in np.arange(killed, until - _WINDOW_S, 0.1):
+        if _speed(reports, start, start + _WINDOW_S) >= _ENOUGH * left:
+            return float(start - killed)
+    return float("nan")
+
+
+def _free_ports(count: int) -> list[int]:
+    sockets = [socket.socket() for _ in range(count)]
+    try:
+        for one in sockets:
+            one.bind(("127.0.0.1", 0))
+        return [int(one.getsockname()[1]) for one in sockets]
+    finally:
+        for one in sockets:
+            one.close()
+
+
+def _own_address() -> str:
+    """The address by which Ray knows this machine."""
+    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as probe:
+        try:
+            probe.connect(("192.0.2.1", 9))  # nothing is sent
+            return str(probe.getsockname()[0])
+        except OSError:
+            return "127.0.0.1"
+
+
+def _kill_tree(process: subprocess.Popen[bytes]) -> None:
+    with suppress(psutil.NoSuchProcess):
+        parent = psutil.Process(process.pid)
+        family = [parent, *parent.children(recursive=True)]
+        for one in family:
+            with suppress(psutil.NoSuchProcess):
+                one.kill()
+    process.wait()

@@ -1,0 +1,121 @@
+"""Ray itself: started here or joined, and what it has to spare."""
+
+import logging
+import socket
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import ray
+from ray.exceptions import RayError
+from ray.util.placement_group import placement_group, remove_placement_group
+
+from mario_dist import machine
+from mario_dist.errors import UserError
+from mario_dist.system.plan import Cores
+from mario_dist.system.ray import LEARNER, get, wait_a_while
+
+
+@dataclass(frozen=True, slots=True)
+class Resources:
+    """What the cluster has to spare."""
+
+    cores: Cores
+    gpu: bool
+    memory_bytes: float
+    largest_memory_bytes: float
+    """Of one node."""
+
+
+@contextmanager
+def connected(address: str | None, dashboard_port: int | None, *, cores: int) -> Iterator[None]:
+    """Ray, started here with room for ``cores`` (address None) or joined.
+
+    Raises ``UserError`` where it can't be.
+    """
+    local = address is None
+    if local and dashboard_port is not None:
+        _check_port(dashboard_port)
+    try:
+        if local:
+            ray.init(
+                address="local",
+                num_cpus=max(machine.cores(), cores),
+                include_dashboard=dashboard_port is not None,
+                dashboard_port=dashboard_port,
+                log_to_driver=False,
+                logging_level=logging.ERROR,
+            )
+        else:
+            ray.init(address=address, log_to_driver=False, logging_level=logging.ERROR)
+    except (ConnectionError, ValueError, RuntimeError, RayError) as error:
+        reason = " ".join(str(error).split())[:200]
+        raise UserError(
+            f"cannot reach Ray at {address or 'local'} ({reason}); start it: ray start --head"
+        ) from error
+    try:
+        yield
+    finally:
+        ray.shutdown()
+
+
+def spare_resources() -> Resources:
+    """What others hold is not there for this run: it would wait for it without a word."""
+    free: dict[str, float] = ray.available_resources()  # type: ignore[no-untyped-call]
+    alive = [node["Resources"] for node in ray.nodes() if node["Alive"]]  # type: ignore[no-untyped-call]
+    learners = [node for node in alive if LEARNER in node]
+
+    def most(name: str, nodes: list[dict[str, float]]) -> float:
+        return max((node.get(name, 0.0) for node in nodes), default=0.0)
+
+    cores = max(1, int(free.get("CPU", 1)))
+    largest = max(1, min(cores, int(most("CPU", alive))))
+    return Resources(
+        Cores(cores, largest, max(1, min(cores, int(most("CPU", learners or alive)))), bool(learners)),
+        free.get("GPU", 0) >= 1,
+        free.get("memory", 0.0),
+        most("memory", learners or alive),
+    )
+
+
+def wait_for_room(*, gpu: bool, wait_s: float, note: Callable[[str], None]) -> None:
+    """Wait until a joined cluster has a core to spare, and a GPU where one is asked for.
+
+    It is asked for meanwhile, so that an autoscaler brings it. Raises ``UserError`` after ``wait_s`` seconds.
+    """
+    wanted: list[dict[str, float]] = [{"CPU": 1}, {"GPU": 1}] if gpu else [{"CPU": 1}]
+    free: dict[str, float] = ray.available_resources()  # type: ignore[no-untyped-call]
+    missing = [name for bundle in wanted for name in bundle if free.get(name, 0) < 1]
+    if not missing:
+        return
+    what = " and ".join(f"no free {name}" for name in missing)
+    if wait_s > 0:
+        note(f"the cluster has {what} yet; waiting up to {wait_s:,.0f} s for it (system.wait_s)")
+    asked = placement_group(wanted)
+    ready: Any = asked.ready()
+    try:
+        until = time.monotonic() + wait_s
+        while time.monotonic() < until:
+            if wait_a_while([ready]):
+                get(ready)
+                return
+    finally:
+        remove_placement_group(asked)
+    raise UserError(
+        f"the cluster has {what} (ray status shows who holds what); add nodes, stop what runs there,"
+        " or wait longer with system.wait_s"
+    )
+
+
+def _check_port(port: int) -> None:
+    with socket.socket() as probe:
+        # As Ray's own server does: a port in TIME_WAIT is free.
+        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            probe.bind(("127.0.0.1", port))
+        except OSError as error:
+            raise UserError(
+                f"port {port} is taken ({error.strerror}); choose another system.dashboard_port"
+            ) from error
