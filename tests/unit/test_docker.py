@@ -1,7 +1,8 @@
-"""docker/: as far as it can be checked where there is no Docker."""
+"""docker/ and the workflows, as far as they can be checked where there is no Docker and no GitHub."""
 
 import http.client
 import importlib.util
+import json
 import os
 import re
 import shlex
@@ -19,6 +20,8 @@ from urllib.parse import urlsplit
 
 import pytest
 import yaml
+from packaging.specifiers import SpecifierSet
+from packaging.utils import canonicalize_name
 from sqlalchemy import make_url
 from support.commands import Result
 
@@ -30,6 +33,7 @@ BIN = Path(sys.executable).parent
 COMPOSE = (ROOT / "docker/compose.yaml").read_text()
 DOCKERFILE = (ROOT / "docker/Dockerfile").read_text()
 EXAMPLE = (ROOT / "docker/.env.example").read_text()
+WORKFLOWS = sorted((ROOT / ".github/workflows").glob("*.y*ml"))
 SERVICES: dict[str, Any] = yaml.safe_load(re.sub(r"\$\{\w+[^}]*\}", "0123abcd", COMPOSE))["services"]
 OURS = {name: service for name, service in SERVICES.items() if service["image"].startswith("mario-dist")}
 STARTUP_S = 120
@@ -82,7 +86,8 @@ def test_dockerfile_passes_hadolint(tmp_path: Path) -> None:
         ("uv:0.13", "uv:latest", "DL3007"),
         ("# hadolint ignore=DL3008\n", "", "DL3008"),
         (" --no-install-recommends", "", "DL3015"),
-        ('ENTRYPOINT ["mario-dist"]', "ENTRYPOINT mario-dist", "DL3025"),
+        ('CMD ["mario-dist", "--help"]', "CMD mario-dist --help", "DL3025"),
+        ("USER 1000:1000\n", "USER root\n", "DL3002"),
     ],
 )
 def test_hadolint_finds_a_mistake(old: str, new: str, rule: str, tmp_path: Path) -> None:
@@ -149,7 +154,10 @@ def test_a_misspelt_variable_is_not_read() -> None:
     assert {"MARIO_DIST_DATABASE", "MLFLOW_TRACKING_URL"}.isdisjoint(read_variables())
 
 
-@pytest.mark.parametrize("name", [name for name, service in OURS.items() if "entrypoint" not in service])
+PROGRAMS = [name for name, service in OURS.items() if service["entrypoint"] == ["mario-dist"]]
+
+
+@pytest.mark.parametrize("name", PROGRAMS)
 def test_every_command_is_one_of_the_program(name: str, here: Callable[..., Result]) -> None:
     done = here(*OURS[name]["command"], "--help")
     assert done.returncode == 0, done.stderr
@@ -177,7 +185,7 @@ def test_only_this_machine_reaches_a_port() -> None:
 
 
 def test_what_must_last_lies_on_volumes_that_the_user_may_write() -> None:
-    made = shlex.split(re.findall(r"install --directory .*", DOCKERFILE)[0])
+    made = shlex.split(re.findall(r"install --directory [^\\\n]*", DOCKERFILE)[0])
     mounts = {name: [v.split(":")[1] for v in service["volumes"]] for name, service in OURS.items()}
     assert {mount for places in mounts.values() for mount in places} <= set(made)
     assert option("--artifacts-destination") in mounts["mlflow"]
@@ -211,6 +219,128 @@ def test_the_index_that_the_user_gives_is_for_pytorch_alone(index: str, tmp_path
         assert uv["sources"] == {"torch": {"index": "torch"}}
     else:
         assert written == original
+
+
+def stages(text: str) -> dict[str, str]:
+    """What is written in each stage of a Dockerfile, by its name."""
+    parts = re.split(r"^FROM (.*) AS (\w+)$", text, flags=re.MULTILINE)[1:]
+    return {name: f"FROM {base}\n{body}" for base, name, body in zip(*[iter(parts)] * 3, strict=True)}
+
+
+def test_compose_builds_a_target_that_is_there() -> None:
+    assert list(stages(DOCKERFILE))[-2:] == ["cpu", "gpu"]
+    assert stages(DOCKERFILE)["gpu"].startswith("FROM cpu\n")
+    assert [service["build"]["target"] for service in OURS.values() if "build" in service] == ["cpu"]
+
+
+def strangers(text: str) -> list[str]:
+    """Where a Dockerfile's Python or Ray need not be the project's."""
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    python = (ROOT / ".python-version").read_text().strip()
+    assert SpecifierSet(project["requires-python"]).contains(f"{python}.0")
+    found = [
+        image for image in re.findall(r"^FROM (python\S*)", text, re.MULTILINE) if f":{python}-" not in image
+    ]
+    # Everything comes from pyproject.toml by `uv sync`; what is installed later brings no Ray of its own.
+    synced = re.search(
+        r"^COPY pyproject.toml .*?uv sync --no-dev --extra cluster --no-install-project$", text, re.M | re.S
+    )
+    found += [] if synced else ["no sync"]
+    for install in re.findall(r"pip install (.*)", text):
+        names = [word for word in shlex.split(install) if not word.startswith("-")]
+        found += [word for word in names if canonicalize_name(re.split(r"\W", word)[0]) in {"ray", "torch"}]
+    return found
+
+
+def test_python_and_ray_in_the_image_are_the_projects() -> None:
+    assert strangers(DOCKERFILE) == []
+
+
+@pytest.mark.parametrize(
+    ("old", "new"),
+    [
+        ("python:3.13-slim-trixie AS cpu", "python:3.14-slim-trixie AS cpu"),
+        ("uv sync --no-dev --extra cluster --no-install-project\n", "uv pip install ray\n"),
+        ("--extra cluster --no-install", "--extra cluster --with ray==2.59 --no-install"),
+    ],
+)
+def test_another_python_or_ray_is_found(old: str, new: str) -> None:
+    assert strangers(changed(DOCKERFILE, old, new)) != []
+
+
+def test_the_image_has_what_rays_launcher_and_kuberay_need() -> None:
+    cpu = stages(DOCKERFILE)["cpu"]
+    assert {"rsync", "wget", "openssh-client", "procps"} < set(cpu.replace("\\\n", " ").split())
+    # `docker run IMAGE bash`, and a shell of KubeRay's.
+    assert "\nENTRYPOINT" not in DOCKERFILE
+    # A home of his own, for a user who is not root: the launcher reads it from the image's environment.
+    (user,) = re.findall(r"^RUN useradd --uid 1000 --create-home .* (\w+) \\$", cpu, re.MULTILINE)
+    assert re.findall(r"\bHOME=(\S+)", cpu) == [f"/home/{user}"]
+    assert re.findall(r"^USER (.*)$", DOCKERFILE, re.MULTILINE) == ["1000:1000"]
+
+
+def test_a_login_shell_finds_the_program(tmp_path: Path) -> None:
+    """Ray's launcher runs its commands in one, where Debian's /etc/profile sets PATH anew."""
+    written = re.findall(r"(echo .*?) > /etc/profile\.d/[\w-]+\.sh$", DOCKERFILE, re.MULTILINE)[0]
+    (place,) = re.findall(r"\bPATH=(\S+):\$PATH \\$", DOCKERFILE, re.MULTILINE)
+    script = f"{written} > {tmp_path}/venv.sh; PATH=/usr/bin:/bin; . {tmp_path}/venv.sh; echo $PATH"
+    done = subprocess.run(["/bin/sh", "-c", script], capture_output=True, text=True, check=True, timeout=60)
+    assert done.stdout.strip() == f"{place}:/usr/bin:/bin"
+
+
+@pytest.mark.parametrize(("session", "raylet", "code"), [(0, 0, 0), (1, 1, 0), (1, 0, 1)])
+def test_health_is_that_a_ray_node_has_its_raylet(
+    session: int, raylet: int, code: int, tmp_path: Path
+) -> None:
+    (text,) = re.findall(r"^HEALTHCHECK .*?CMD (\[.*?\])$", DOCKERFILE, re.MULTILINE | re.DOTALL)
+    command = [changed(word, "/tmp/ray", str(tmp_path)) if "/" in word else word for word in json.loads(text)]
+    if session:
+        (tmp_path / "session_latest").touch()
+    stand_in = tmp_path / "pgrep"  # other tests have raylets too
+    stand_in.write_text(f'#!/bin/sh\ntest "$*" = "-x raylet" && exit {1 - raylet}\nexit 9\n')
+    stand_in.chmod(0o755)
+    path = f"{tmp_path}:{os.environ['PATH']}"
+    done = subprocess.run(command, env={"PATH": path}, timeout=60, capture_output=True)
+    assert done.returncode == code
+
+
+def test_gpu_target_asks_for_the_driver_and_for_cuda() -> None:
+    gpu = stages(DOCKERFILE)["gpu"]
+    assert "NVIDIA_VISIBLE_DEVICES=all" in gpu
+    assert re.findall(r"NVIDIA_DRIVER_CAPABILITIES=(\S+)", gpu) == ["compute,utility"]
+    assert "assert torch.version.cuda" in gpu
+
+
+def test_workflows_fit_the_schema() -> None:
+    command = [sys.executable, "-m", "check_jsonschema", "--builtin-schema", "vendor.github-workflows"]
+    assert output(*command, *WORKFLOWS) == ""
+
+
+def zizmor(text: str, folder: Path) -> str:
+    file = folder / "ci.yml"
+    file.write_text(text)
+    command = [BIN / "zizmor", "--offline", "--no-config", "--no-progress", "--min-severity=high", file]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=60, stdin=subprocess.DEVNULL)
+    assert done.returncode in (0, 14), done.stderr  # 14: something high
+    return done.stdout if done.returncode else ""
+
+
+@pytest.mark.parametrize("workflow", WORKFLOWS, ids=lambda file: file.name)
+def test_workflows_have_nothing_high_for_zizmor(workflow: Path, tmp_path: Path) -> None:
+    assert zizmor(workflow.read_text(), tmp_path) == ""
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "audit"),
+    [
+        ("08c6903cd8c0fde910a37f88322edcfb5dd907a8 # v5.0.0", "v5", "unpinned-uses"),
+        ("- run: .ci/run", "- run: echo ${{ github.head_ref }}", "template-injection"),
+        ("pull_request:", "pull_request_target:", "dangerous-triggers"),
+    ],
+)
+def test_zizmor_finds_a_mistake(old: str, new: str, audit: str, tmp_path: Path) -> None:
+    (workflow,) = WORKFLOWS
+    assert audit in zizmor(changed(workflow.read_text(), old, new), tmp_path)
 
 
 @dataclass(frozen=True)
@@ -304,6 +434,10 @@ def test_mlflow_starts_and_is_healthy(server: Server) -> None:
     assert server.status("/health", f"127.0.0.1:{server.port}") == 200
     assert health_check(server.port) == 0
     assert health_check(free_port()) == 1
+
+
+def test_probes_need_no_name(server: Server) -> None:
+    assert server.status("/health", "10.0.0.7:5000") == 200  # Kubernetes' call it by the pod's address
 
 
 def test_mlflow_answers_to_its_names_alone(server: Server) -> None:
