@@ -127,7 +127,8 @@ def make_worker(
     algo = config.algo
     policy, priorities = None, None
     if isinstance(algo, ApexConfig):
-        policy = _epsilon_greedy(algo, first=actor * lanes, lanes=lanes, count=actors * lanes)
+        # Those that joined an elastic run later stand on the same ladder.
+        policy = _epsilon_greedy(algo, first=actor % actors * lanes, lanes=lanes, count=actors * lanes)
         priorities = InitialPriorities(algo.n_step, algo.gamma) if algo.priority_exponent else None
     sizes = [len(part) for part in np.array_split(np.arange(lanes), config.rollout.groups)]
     names = [(config.seed, actor, incarnation, *([group] if group else [])) for group in range(len(sizes))]

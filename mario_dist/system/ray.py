@@ -7,8 +7,8 @@ import math
 import os
 import time
 from collections import deque
-from collections.abc import Callable, Sequence
-from contextlib import suppress
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, suppress
 from dataclasses import replace
 from typing import Any
 
@@ -19,10 +19,11 @@ os.environ.setdefault("RAY_ENABLE_UV_RUN_RUNTIME_ENV", "0")
 os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
 
 import ray
-from ray.exceptions import ObjectLostError
+from ray.exceptions import ObjectLostError, RayActorError, RayTaskError
 
 from mario_dist import machine
 from mario_dist.config import RunConfig
+from mario_dist.errors import UserError
 from mario_dist.learner import StagedBatch
 from mario_dist.system.build import make_learner
 from mario_dist.system.plan import Plan
@@ -107,6 +108,25 @@ def _fetch(refs: Sequence[Ref]) -> list[Unroll]:
     return unrolls
 
 
+def learner_died() -> UserError:
+    """What to tell where the learner, or the weights that it made, went with its process or its node."""
+    return UserError(
+        "the learner died, with its process or its node, and the run ends here; 'mario-dist train --resume'"
+        " or the same --run-id goes on from the last checkpoint"
+    )
+
+
+@contextmanager
+def _learner_alive() -> Iterator[None]:
+    """Raises ``learner_died()`` where the learner is asked meanwhile and dies."""
+    try:
+        yield
+    except RayActorError as error:
+        if isinstance(error, RayTaskError) or error.actor_init_failed:
+            raise  # a defect, which would repeat
+        raise learner_died() from error
+
+
 class RayLearner:
     """A learner actor, by handle: it has ``run(progress, *arguments)``, ``weights`` and ``state``.
 
@@ -151,7 +171,8 @@ class RayLearner:
         report_ref, weights_ref = self._orders[0]
         if not block and not is_there(report_ref):
             return None
-        report: StepReport = get(report_ref)
+        with _learner_alive():
+            report: StepReport = get(report_ref)
         del self._orders[0]
         self._weights = weights_ref
         return report
@@ -161,11 +182,13 @@ class RayLearner:
         return self._weights
 
     def state(self) -> Arrays:
-        state: Arrays = get(self._actor.state.remote())
+        with _learner_alive():
+            state: Arrays = get(self._actor.state.remote())
         return state
 
     def recover(self, state: Arrays, lr_factor: float) -> None:
-        get(self._actor.recover.remote(state, lr_factor))
+        with _learner_alive():
+            get(self._actor.recover.remote(state, lr_factor))
         self._weights = self._actor.weights.remote()
 
     def close(self) -> None:

@@ -8,7 +8,7 @@ from typing import Any
 
 import ray
 import torch
-from ray.exceptions import RayActorError, RayTaskError
+from ray.exceptions import ObjectLostError, RayActorError, RayTaskError
 
 from mario_dist import machine
 from mario_dist.config import RunConfig
@@ -18,7 +18,7 @@ from mario_dist.rollout import Inference, SharedInference
 from mario_dist.system.build import make_network, make_worker
 from mario_dist.system.plan import Plan, most_actors
 from mario_dist.system.ports import Collected
-from mario_dist.system.ray import Ref, beside_learner, get, is_there, wait_a_while, wait_for
+from mario_dist.system.ray import Ref, beside_learner, get, is_there, learner_died, wait_a_while, wait_for
 from mario_dist.system.ray_inference import RayServer, inference_actor
 from mario_dist.types import Arrays, EpisodeRecord, EvalReport, Unroll, Weights
 
@@ -218,6 +218,8 @@ class RayRollouts:
         (unroll, meta_ref), actor.pending = actor.pending, None
         try:
             meta: Meta = get(meta_ref)
+        except ObjectLostError as error:  # the weights, since it gets nothing else
+            raise learner_died() from error
         except RayActorError as error:
             self._lost(index, error)
             if not self._plan.elastic:  # its successor makes another

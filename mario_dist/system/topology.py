@@ -104,9 +104,9 @@ def train[W, U](
     since = _Since(counters, version)
     while True:
         progress = _progress(counters, config)
-        feed.resize(rollouts.n_actors)
         if feed.may_collect(learner.in_flight):
             rollouts.submit(weights, progress)
+        feed.resize(max(rollouts.n_actors, rollouts.under_way))
         _give_orders(learner, feed, since.version, progress, under_way=rollouts.under_way)
 
         starving = learner.concurrent and not learner.in_flight and not feed.filling

@@ -6,11 +6,14 @@ import signal
 from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager
+from dataclasses import replace
+from typing import Any
 
 import pytest
 import ray
 
 from mario_dist.config import RunConfig
+from mario_dist.errors import UserError
 from mario_dist.system.feed import make_queue_feed
 from mario_dist.system.plan import make_plan
 from mario_dist.system.ray import ray_learner
@@ -65,26 +68,40 @@ def drive(
     config: RunConfig,
     after: Callable[[RayRollouts, Iteration], None] = lambda rollouts, iteration: None,
     recovery: Callable[[Log], Recovery | None] = lambda log: None,
+    *,
+    elastic: bool = False,
+    learner_dies_at: int = 0,
+    should_stop: Callable[[], bool] = lambda: False,
 ) -> Log:
-    plan = make_plan(config, 2, gpu=False)
+    plan = replace(make_plan(config, 2, gpu=False), elastic=elastic)
     rollouts = RayRollouts(config, plan, [], 0)
     learner = ray_learner(config, plan, None, gpu=False)
-    log = Log(lambda iteration: after(rollouts, iteration))
+
+    def iterated(iteration: Iteration) -> None:
+        after(rollouts, iteration)
+        if iteration.counters.iterations == learner_dies_at:
+            kill(learner._actor)
+
+    log = Log(iterated)
     try:
         feed = make_queue_feed(config, plan)
         outcome = train(
-            rollouts, learner, feed, config, Counters(), log, lambda: False, recovery=lambda: recovery(log)
+            rollouts, learner, feed, config, Counters(), log, should_stop, recovery=lambda: recovery(log)
         )
-        assert outcome == "finished"
+        assert outcome == ("stopped" if should_stop() else "finished")
     finally:
         rollouts.close()
         learner.close()
     return log
 
 
+def kill(actor: Any) -> None:
+    """SIGKILL an actor's process, as the kernel's OOM killer would."""
+    os.kill(ray.get(actor.__ray_call__.remote(lambda self: os.getpid())), signal.SIGKILL)
+
+
 def kill_a_rollout_actor(rollouts: RayRollouts) -> None:
-    """SIGKILL the process of one living rollout actor, as the kernel's OOM killer would."""
-    os.kill(ray.get(rollouts._actors[0].handle.__ray_call__.remote(lambda self: os.getpid())), signal.SIGKILL)
+    kill(rollouts._actors[0].handle)
 
 
 @pytest.mark.usefixtures("ray_here")
@@ -128,3 +145,35 @@ def test_more_deaths_than_allowed_stop_the_run(probe_config: Make) -> None:
     config = probe_config(**RAY | {"system": {"driver": "ray", "max_restarts": 0}})
     with pytest.raises(RuntimeError, match=r"rollout actor . died, and 0 restarts were used up"):
         drive(config, lambda rollouts, iteration: kill_a_rollout_actor(rollouts))
+
+
+@pytest.mark.usefixtures("ray_here")
+def test_a_learner_that_dies_ends_the_run_in_one_line(probe_config: Make) -> None:
+    with pytest.raises(UserError, match="the learner died, with its process or its node, and the run ends"):
+        drive(probe_config(**RAY), learner_dies_at=2)
+
+
+@pytest.mark.usefixtures("ray_here")
+@pytest.mark.parametrize("actors", [0, 6])
+def test_an_elastic_run_takes_the_actors_that_there_is_room_for(actors: int, probe_config: Make) -> None:
+    """Of 4 cores: 2 actors at first and then as many as are free, or as many of 6 as find room."""
+    last: list[int] = []
+    killed: list[int] = []
+
+    def after(rollouts: RayRollouts, iteration: Iteration) -> None:
+        last[:] = [iteration.actors]
+        if iteration.actors == 4 and not killed:
+            killed.append(iteration.counters.iterations)
+            kill_a_rollout_actor(rollouts)
+        if killed and iteration.actors == 4 and iteration.restarts:
+            done.append(True)
+
+    done: list[bool] = []
+    config = probe_config(system={"driver": "ray"}, rollout={"actors": actors, "lanes": 3}, total_steps=10**7)
+    log = drive(config, after, elastic=True, should_stop=lambda: bool(done))
+    assert last == [4]
+    assert {i.actors for i in log.iterations} >= {3, 4}, "nobody waited for the one that died"
+    # A batch is one unroll of each that is there.
+    assert {i.report.samples for i in log.iterations} <= {n * 48 for n in range(1, 5)}
+    assert log.iterations[-1].restarts == 1
+    assert set(log.episode_keys().values()) == {1}

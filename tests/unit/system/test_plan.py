@@ -1,10 +1,12 @@
 """Who runs where, on machines of any size."""
 
+from dataclasses import replace
+
 import pytest
 
 from mario_dist.config import RunConfig, parse
 from mario_dist.errors import UserError
-from mario_dist.system.plan import check_replay, make_plan, reserved_cores, shard_bytes
+from mario_dist.system.plan import Cores, check_replay, make_plan, most_actors, reserved_cores, shard_bytes
 
 
 def test_a_small_machine_trains_in_one_process() -> None:
@@ -119,3 +121,33 @@ def test_a_replay_holds_two_unrolls_of_every_actor() -> None:
     several = parse({**tree, "rollout": {"unroll_length": 32, "lanes": 16, "actors": 3}})
     with pytest.raises(UserError, match="of each of its actors; make it at least 3,072"):
         check_replay(several, make_plan(several, 2, gpu=False), 2**40)
+
+
+def test_on_a_cluster_the_learner_fits_on_one_node_and_the_actors_take_the_rest() -> None:
+    four_of_16 = Cores(free=64, largest=16, learner=16)
+    impala = parse({**IMPALA, "system": {"driver": "ray"}})
+    plan = make_plan(impala, four_of_16, gpu=False)
+    assert (plan.learner_threads, plan.actors) == (16, 48)
+    assert not plan.learner_node
+    in_turn = make_plan(parse({"system": {"driver": "ray"}, "rollout": {"actors": 2}}), four_of_16, gpu=False)
+    assert (in_turn.learner_threads, in_turn.env_threads) == (16, 16), "more than one node has is of no use"
+    # A node for the learner is the learner's, however many actors are asked for before their nodes are there.
+    named = Cores(free=20, largest=16, learner=4, learner_node=True)
+    plan = make_plan(parse({**IMPALA, "rollout": {"actors": 64}}), named, gpu=False, address="auto")
+    assert (plan.learner_threads, plan.actors, plan.learner_node) == (4, 64, True)
+    plan = make_plan(parse({**IMPALA}), named, gpu=False, address="auto")
+    assert (plan.learner_threads, plan.actors) == (4, 16)
+    assert make_plan(parse({**IMPALA}), named, gpu=True, address="auto").learner_threads == 1
+
+
+def test_a_replay_bounds_how_many_actors_may_join() -> None:
+    assert most_actors(RunConfig(), make_plan(RunConfig(), 16, gpu=False)) > 1_000
+    fixed = parse({"rollout": {"actors": 3}, "system": {"driver": "ray"}})
+    assert most_actors(fixed, make_plan(fixed, 16, gpu=False)) == 3
+    config = parse({**APEX, "rollout": {"lanes": 10, "unroll_length": 100}, "system": {"driver": "ray"}})
+    plan = make_plan(config, 64, gpu=False)
+    most = most_actors(config, plan)
+    assert 0 < most < 1_000
+    check_replay(config, replace(plan, actors=most), 2**40)
+    with pytest.raises(UserError, match=r"replay\.(capacity|min_size)"):
+        check_replay(config, replace(plan, actors=most + plan.shards), 2**40)
