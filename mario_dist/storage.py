@@ -16,7 +16,10 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass
+from fnmatch import fnmatch
+from functools import lru_cache
 from pathlib import Path
+from urllib.parse import urlsplit
 
 from pyarrow import fs
 
@@ -28,6 +31,7 @@ _MANIFEST = "manifest.json"
 _OWNER = "owner.json"
 _RENEW_S = 20.0
 _STALE_S = 60.0
+_CHECKPOINTS = ("step-*", "abandoned-step-*")
 _POLL_S = 2.0
 
 
@@ -54,6 +58,10 @@ class Storage:
     def __init__(self, url: str) -> None:
         """Raises ``UserError`` where that is no such URL. Nothing is asked of the storage yet."""
         self.url = url.rstrip("/")
+        if "@" in urlsplit(url).netloc:
+            raise UserError(
+                f"{VARIABLE} holds credentials: they belong in the environment, AWS_ACCESS_KEY_ID and so on"
+            )
         try:
             self._fs, self._root = fs.FileSystem.from_uri(self.url)
             if not self._root:
@@ -62,7 +70,8 @@ class Storage:
             raise UserError(
                 f"{VARIABLE}={url}: {_why(error)}; write s3://BUCKET/PREFIX, gs://BUCKET/PREFIX or file:///PATH"
             ) from error
-        self._published: dict[str, tuple[str, object]] = {}
+        self._files: dict[str, bytes | tuple[int, int]] = {}  # what was published, by key
+        self._ours: set[str] = set()  # the keys of checkpoints that were fetched or published
 
     def publish(self, run: str, directory: Path) -> None:
         """Make the copy of a run what its directory is now.
@@ -70,18 +79,20 @@ class Storage:
         New checkpoints come before old ones go. Raises ``StorageError`` where that fails: a copy that was
         there before is still there or gone, never torn, and the next call makes up for it.
         """
-        local = {path.name: path for path in (directory / "checkpoints").glob("*step-*")}
-        local = {name: path for name, path in local.items() if not name.startswith(".")}
+        folders = [p for pattern in _CHECKPOINTS for p in (directory / "checkpoints").glob(pattern)]
+        local = {path.name: path for path in folders}
         with _explained(f"copy {run} to {self.url}"):
             there = self._checkpoints(run)
             for name, path in sorted(local.items()):
                 self._publish_checkpoint(path, f"{run}/checkpoints/{name}", there.get(name))
-            for file in [directory / "config.yaml", directory / "checkpoints" / "best.json"]:
-                self._publish_file(file, f"{run}/{file.relative_to(directory)}")
+                self._ours.add(f"{run}/checkpoints/{name}")
+            for name in ("config.yaml", "checkpoints/best.json"):
+                self._publish_small(directory / name, f"{run}/{name}")
             for file in sorted((directory / "videos").glob("*.*")):
-                self._publish_file(file, f"{run}/videos/{file.name}")
-            for name in there.keys() - local.keys():
-                self._remove_checkpoint(f"{run}/checkpoints/{name}")
+                self._publish_video(file, f"{run}/videos/{file.name}")
+            # What another machine wrote, and this one has not seen, is not its to remove.
+            for key in {f"{run}/checkpoints/{name}" for name in there.keys() - local.keys()} & self._ours:
+                self._remove_checkpoint(key)
 
     def fetch(self, run: str, directory: Path) -> bool:
         """Bring the checkpoints of a run that ``directory`` lacks; False where the storage has no such run.
@@ -92,6 +103,7 @@ class Storage:
             there = self._checkpoints(run)
             checkpoints = directory / "checkpoints"
             for name in sorted(there):
+                self._ours.add(f"{run}/checkpoints/{name}")
                 if (checkpoints / name).exists():
                     continue
                 half = checkpoints / f".writing-{name}"
@@ -108,7 +120,8 @@ class Storage:
 
     @contextmanager
     def held(self, run: str, note: Callable[[str], None]) -> Iterator[Callable[[], None]]:
-        """Nobody else trains the run meanwhile. Yields what raises ``UserError`` where somebody took it over.
+        """Nobody else trains the run meanwhile. Yields what raises ``UserError`` where somebody took it over,
+        and ``StorageError`` where that can't be seen.
 
         An owner that died is recognised on its own host, and elsewhere by a minute without a sign of
         life. Then this has waited for it. Raises ``UserError`` where another one lives.
@@ -116,31 +129,35 @@ class Storage:
         key = f"{run}/{_OWNER}"
         token = secrets.token_hex(8)
         with _explained(f"use {self.url}", UserError):
-            self._await_release(run, key, note)
+            waited = self._await_release(run, key, note)
             self._sign(key, token)
         stop = threading.Event()
         renewing = threading.Thread(target=self._renew, args=(key, token, stop), name="storage", daemon=True)
         renewing.start()
 
         def check() -> None:
-            owner = self._owner(key)
+            with _explained(f"use {self.url}"):
+                owner = self._owner(key)
             if owner is not None and owner.token != token:
                 raise UserError(f"{run} is trained by another process now ({owner.host}, pid {owner.pid})")
 
         try:
+            if waited:  # others may have waited for the same
+                time.sleep(_POLL_S)
+                check()
             yield check
         finally:
             stop.set()
             renewing.join()
-            with suppress(OSError, UserError):
+            with suppress(OSError, UserError, StorageError):
                 check()
                 self._fs.delete_file(self._at(key))
 
-    def _await_release(self, run: str, key: str, note: Callable[[str], None]) -> None:
-        """Return once nobody owns the run."""
+    def _await_release(self, run: str, key: str, note: Callable[[str], None]) -> bool:
+        """Return once nobody owns the run: whether that took a while."""
         seen = self._owner(key)
         if seen is None or (seen.host == socket.gethostname() and not _lives(seen.pid)):
-            return
+            return False
         note(f"{run} was trained by {seen.host}, pid {seen.pid}: {_STALE_S:.0f} s for a sign of life")
         # By this process's clock alone: the hosts' may differ.
         until = time.monotonic() + _STALE_S
@@ -148,11 +165,12 @@ class Storage:
             time.sleep(_POLL_S)
             now = self._owner(key)
             if now is None:
-                return
+                return True
             if now != seen:
                 raise UserError(
                     f"{run} is being trained by another process ({now.host}, pid {now.pid}); stop it first"
                 )
+        return True
 
     def _sign(self, key: str, token: str) -> None:
         owner = Owner(token, socket.gethostname(), os.getpid(), time.time())
@@ -181,7 +199,7 @@ class Storage:
         selector = fs.FileSelector(self._at(f"{run}/checkpoints"), allow_not_found=True)
         for info in self._fs.get_file_info(selector):
             name = Path(info.path).name
-            if "step-" in name and not name.startswith("."):
+            if any(fnmatch(name, pattern) for pattern in _CHECKPOINTS):
                 content = self._read(f"{run}/checkpoints/{name}/{_MANIFEST}")
                 found[name] = "" if content is None else _digest(content)
         return {name: digest for name, digest in found.items() if digest}
@@ -197,13 +215,16 @@ class Storage:
             self._upload(file, f"{key}/{file.relative_to(path)}")
         self._write(f"{key}/{_MANIFEST}", manifest)
 
-    def _publish_file(self, path: Path, key: str) -> None:
-        with suppress(FileNotFoundError):
-            stat = path.stat()
-            state = (key, (stat.st_size, stat.st_mtime_ns))
-            if self._published.get(key) != state:
-                self._upload(path, key)
-                self._published[key] = state
+    def _publish_small(self, path: Path, key: str) -> None:
+        if path.is_file() and self._files.get(key) != (content := path.read_bytes()):
+            self._write(key, content)
+            self._files[key] = content
+
+    def _publish_video(self, path: Path, key: str) -> None:
+        state = (path.stat().st_size, path.stat().st_mtime_ns)
+        if self._files.get(key) != state:
+            self._upload(path, key)
+            self._files[key] = state
 
     def _remove_checkpoint(self, key: str) -> None:
         with suppress(FileNotFoundError):
@@ -248,9 +269,15 @@ class Storage:
 
 
 def default_storage() -> Storage | None:
-    """Where MARIO_DIST_STORAGE says. Raises ``UserError`` where it can't be used."""
+    """Where MARIO_DIST_STORAGE says: for each URL one, which remembers what it fetched.
+
+    Raises ``UserError`` where it can't be used.
+    """
     url = os.environ.get(VARIABLE)
-    return Storage(url) if url else None
+    return _storage(url) if url else None
+
+
+_storage = lru_cache(Storage)
 
 
 @contextmanager

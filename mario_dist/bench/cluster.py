@@ -29,7 +29,7 @@ _START_S = 180.0
 _POLL_S = 0.2
 _WINDOW_S = 3.0
 _ENOUGH = 0.8
-"""Of the speed of the actors that are left: from there on the training has recovered."""
+"""Of what the actors that are left made before: from there on the training has recovered."""
 
 HEALTH = {
     "RAY_health_check_period_ms": "1000",
@@ -63,8 +63,18 @@ class LocalCluster:
             "RAY_ENABLE_UV_RUN_RUNTIME_ENV": "0",
             "RAY_USAGE_STATS_ENABLED": "0",
         }
-        head = ["--head", f"--port={self._port}", "--num-cpus=0", f"--dashboard-port={dashboard}"]
-        self._start("head", [*head, f"--ray-client-server-port={client}", f"--metrics-export-port={metrics}"])
+        self._head = [
+            "--head",
+            "--num-cpus=0",
+            f"--port={self._port}",
+            f"--dashboard-port={dashboard}",
+            f"--ray-client-server-port={client}",
+            f"--metrics-export-port={metrics}",
+        ]
+
+    def start_head(self) -> None:
+        """Returns once nodes may join."""
+        self._start("head", self._head)
 
     def add_node(self, name: str, cpus: int, resources: Mapping[str, float] = {}) -> None:
         """Returns once it belongs to the cluster."""
@@ -111,13 +121,12 @@ class LocalCluster:
 def local_cluster() -> Iterator[LocalCluster]:
     """A head, and nothing left of it or its nodes afterwards."""
     with tempfile.TemporaryDirectory(prefix="md-", dir="/tmp", ignore_cleanup_errors=True) as folder:
-        cluster: LocalCluster | None = None
+        cluster = LocalCluster(Path(folder))
         try:
-            cluster = LocalCluster(Path(folder))
+            cluster.start_head()
             yield cluster
         finally:
-            if cluster is not None:
-                cluster.close()
+            cluster.close()
 
 
 def bench_cluster(
@@ -148,9 +157,9 @@ def train_through_changes(
     then the job is stopped.
 
     steps_per_s: with all actors, with those that were left, and again with all. recovered_s: from the death
-    until the training made 80 % of the speed of those left, over 3 s. joined_s: from the moment that a new
-    node, whose own start took node_start_s, was there until a report by as many actors as before. episodes,
-    exactly_once: as in ``bench_outage``.
+    until the training made, over 3 s, 80 % of what those left had made of the speed before; NaN for never.
+    joined_s: from the moment that a new node, whose own start took node_start_s, was there until a report by
+    as many actors as before. episodes, exactly_once: as in ``bench_outage``.
 
     Raises ``UserError`` where a node does not start or the training fails.
     """
@@ -194,16 +203,17 @@ def train_through_changes(
         last = load_checkpoint(list_checkpoints(runs / run.id / "checkpoints")[0])
         episodes = count_episodes(store.episodes(run.id), last.meta["counters"]["episodes"])
         lost_unrolls = newest("lost_unrolls")
-    left = _speed(reports, killed + 0.5 * around_s, ordered)
+    before, left = _speed(reports, began, killed), _speed(reports, killed + 0.5 * around_s, ordered)
+    share = before * (actors - cpus) / actors
     once = episodes["counted"] == episodes["stored"] == episodes["distinct"] and not episodes["holes"]
     return {
         "actors": {"before": actors, "lost": cpus},
         "steps_per_s": {
-            "before": _speed(reports, began, killed),
+            "before": before,
             "left": left,
             "after": _speed(reports, joined, end),
         },
-        "recovered_s": _recovered_s(reports, killed, ordered, left),
+        "recovered_s": _recovered_s(reports, killed, ordered, share),
         "node_start_s": added - ordered,
         "joined_s": joined - added,
         "lost_unrolls": lost_unrolls,
@@ -256,10 +266,10 @@ def _speed(reports: Sequence[MetricRow], start: float, end: float) -> float:
     return float((steps[1] - steps[0]) / (end - start))
 
 
-def _recovered_s(reports: Sequence[MetricRow], killed: float, until: float, left: float) -> float:
-    """Seconds from a death to the first window with enough of the speed that is ``left``; NaN for never."""
+def _recovered_s(reports: Sequence[MetricRow], killed: float, until: float, share: float) -> float:
+    """Seconds from a death to the first window with enough of ``share``; NaN for never."""
     for start in np.arange(killed, until - _WINDOW_S, 0.1):
-        if _speed(reports, start, start + _WINDOW_S) >= _ENOUGH * left:
+        if _speed(reports, start, start + _WINDOW_S) >= _ENOUGH * share:
             return float(start - killed)
     return float("nan")
 

@@ -2,10 +2,10 @@
 
 import json
 import os
-import signal
 import sys
+from collections.abc import Callable
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, TextIO
 
 import typer
 
@@ -44,6 +44,7 @@ def submit_command(
     Example: mario-dist submit configs/impala-1-1-gpu.yaml rollout.actors=64 --run-id first
     """
     from mario_dist.cli.config import read_config
+    from mario_dist.system.stop import interrupted_by_sigterm
 
     url = address or os.environ.get("RAY_API_SERVER_ADDRESS") or "http://127.0.0.1:8265"
     working_dir = working_dir.resolve()
@@ -59,30 +60,37 @@ def submit_command(
 
     jobs = Jobs(url)
     command = ["mario-dist", "train", *arguments, "--address", "auto", "--run-id", name]
-    job = jobs.submit(name, command, working_dir, passed_on(env or []))
-    typer.echo(f"{name} is job {job} on {url}", err=True)
-    status, ok = "SUBMITTED", True
-    if follow:
-        # As Ctrl-C, which is passed on to the job.
-        signal.signal(signal.SIGTERM, signal.default_int_handler)
-        output = sys.stderr if as_json else sys.stdout
-
-        def write(text: str) -> None:
-            output.write(text)
-            output.flush()
-
+    variables = passed_on(env or [])
+    status, ok, job = "SUBMITTED", True, None
+    with interrupted_by_sigterm():
         try:
-            ended = jobs.follow(job, write)
+            job = jobs.submit(name, command, working_dir, variables)
+            typer.echo(f"{name} is job {job} on {url}", err=True)
+            ended = jobs.follow(job, _writer(sys.stderr if as_json else sys.stdout)) if follow else None
         except KeyboardInterrupt:
+            if job is None:
+                typer.echo(
+                    f"whether {name} was submitted is not known: ray job list --address {url}", err=True
+                )
+                raise
             jobs.stop(job)
             typer.echo(f"{name} was asked to stop: it writes a checkpoint first", err=True)
             ended = jobs.follow(job, lambda text: None)
+    if ended is not None:
         status, ok = str(ended.status.value), succeeded(ended)
         typer.echo(f"{name}: {status.lower()}", err=True)
     if as_json:
         print(json.dumps({"run_id": name, "submission_id": job, "address": url, "status": status}))
     if not ok:
         raise typer.Exit(1)
+
+
+def _writer(output: TextIO) -> Callable[[str], None]:
+    def write(text: str) -> None:
+        output.write(text)
+        output.flush()
+
+    return write
 
 
 def _relative(arguments: list[str], working_dir: Path) -> list[str]:

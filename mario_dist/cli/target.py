@@ -1,5 +1,6 @@
 """TARGETs: from what a person names to a checkpoint, and to the policy in it."""
 
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 
@@ -147,12 +148,40 @@ def resume_state(ref: str) -> tuple[TrainState, Path]:
 def newest_state(run_id: str, note: Callable[[str], None]) -> tuple[TrainState, Path] | None:
     """The newest state of a run that is not damaged, and its checkpoint's path; None where it has none.
 
-    What shared storage has of it is brought here first. Raises ``UserError`` where that fails.
+    What shared storage has of it is brought here first, and again in the place of what is damaged here.
+    Raises ``UserError`` where that fails, or no checkpoint can be used.
     """
     fetch_run(run_id)
-    for path in list_checkpoints(runs_dir() / run_id / "checkpoints"):
+    folder = runs_dir() / run_id / "checkpoints"
+    problem: CheckpointError | None = None
+    for path in list_checkpoints(folder):
         try:
-            return load_checkpoint(path), path
+            state = _load_or_fetch(run_id, path)
         except CheckpointError as error:
-            note(f"{error}; going on from the one before it")
+            problem = error
+            note(f"{error}; trying the one before it")
+            continue
+        if "workers" not in state.meta:
+            raise UserError(f"{path} is a network alone; begin with it by --init, under another --run-id")
+        return state, path
+    if problem is not None:
+        raise UserError(f"{run_id} has no checkpoint that can be used; choose another --run-id to begin anew")
     return None
+
+
+def _load_or_fetch(run_id: str, path: Path) -> TrainState:
+    """A checkpoint, from shared storage where the one here is damaged. Raises ``CheckpointError``."""
+    try:
+        return load_checkpoint(path)
+    except CheckpointError:
+        if default_storage() is None:
+            raise
+    aside = path.with_name(f"damaged-{path.name}")
+    shutil.rmtree(aside, ignore_errors=True)
+    path.rename(aside)
+    try:
+        fetch_run(run_id)
+    finally:
+        if not path.exists():
+            aside.rename(path)
+    return load_checkpoint(path)

@@ -50,12 +50,13 @@ def train_command(
     Example: mario-dist train configs/ppo-1-1.yaml total_steps=500000 algo.gamma=0.95
     """
     from mario_dist.cli.config import read_config
-    from mario_dist.cli.target import newest_state, read_state, resume_state
+    from mario_dist.cli.target import fetch_run, newest_state, read_state, resume_state
     from mario_dist.registry import default_tracking_uri
     from mario_dist.storage import default_storage
     from mario_dist.store import default_url
     from mario_dist.system.copies import Copies
     from mario_dist.system.run import finished_before, resume_config, run_training
+    from mario_dist.system.stop import interrupted_by_sigterm
 
     def announce(text: str) -> None:
         typer.echo(text, err=True)
@@ -78,9 +79,14 @@ def train_command(
     name = str(found[0].meta["run_id"]) if found is not None else run_id or new_run_id(config.name)
     storage = default_storage()
     with ExitStack() as stack:
+        stack.enter_context(interrupted_by_sigterm())
         result, copies = None, None
         if storage is not None:
             copies = Copies(storage, stack.enter_context(storage.held(name, announce)))
+            if resume is not None and found is not None:
+                # Another machine may have gone on with it, up to now.
+                fetch_run(name)
+                found = resume_state(resume)
         if run_id is not None and (found := newest_state(run_id, announce)) is not None:
             result = finished_before(config, found[0], runs_dir())
             announce(f"{run_id} goes on" if result is None else f"{run_id} is finished: nothing to do")

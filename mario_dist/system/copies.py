@@ -24,8 +24,8 @@ class Copies:
         """
         problem: StorageError | None = None
         for pause_s in _PAUSES_S if last else (0.0,):
-            self.still_ours()
             try:
+                self.still_ours()
                 self.storage.publish(run, directory)
                 return
             except StorageError as error:

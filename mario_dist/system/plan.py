@@ -120,8 +120,13 @@ def _ray_plan(config: RunConfig, there: Cores, *, gpu: bool) -> Plan:
     actors = rollout.actors or default_actors
     lanes = rollout.lanes or max(_MIN_LANES_PER_ACTOR, _LANES // actors)
     env_threads = rollout.threads or (min(there.largest, max(1, cores // actors)) if in_turn else 1)
-    learner_alone = in_turn or (there.learner_node and not gpu)
-    beside = cores if learner_alone else max(1, cores - actors * env_threads)
+    if in_turn:
+        beside = cores
+    elif there.learner_node and not gpu:
+        # The node is the learner's, but for the core of one actor where there is no other.
+        beside = max(1, min(there.learner, cores - 1))
+    else:
+        beside = max(1, cores - actors * env_threads)
     return Plan(
         driver="ray",
         actors=actors,

@@ -141,13 +141,20 @@ class RayLearner:
         self._weights: Ref = actor.weights.remote()
         self._orders: deque[tuple[Ref, Ref]] = deque()  # (report, weights)
 
-    def wait_until_there(self, note: Callable[[str], None]) -> None:
-        """Return once it runs, and say so where it has to wait for its place."""
+    def wait_until_there(self, note: Callable[[str], None], should_stop: Callable[[], bool]) -> None:
+        """Return once it runs, and say so where it has to wait for its place.
+
+        Raises ``KeyboardInterrupt`` where ``should_stop``.
+        """
         told_at = time.monotonic() + _TELL_AFTER_S
         while not wait_a_while([self._weights]):
+            if should_stop():
+                raise KeyboardInterrupt
             if time.monotonic() > told_at:
                 note("the learner waits for its place on the cluster (ray status shows what it asks for)")
                 told_at = math.inf
+        with _learner_alive():
+            get(self._weights)
 
     @property
     def in_flight(self) -> int:

@@ -9,13 +9,15 @@ from dataclasses import dataclass
 from typing import Any
 
 import ray
-from ray.exceptions import RayError
+from ray.exceptions import AuthenticationError, RayError
 from ray.util.placement_group import placement_group, remove_placement_group
 
 from mario_dist import machine
 from mario_dist.errors import UserError
 from mario_dist.system.plan import Cores
 from mario_dist.system.ray import LEARNER, get, wait_a_while
+
+_SETTLE_S = 5.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,6 +53,11 @@ def connected(address: str | None, dashboard_port: int | None, *, cores: int) ->
         else:
             ray.init(address=address, log_to_driver=False, logging_level=logging.ERROR)
     except (ConnectionError, ValueError, RuntimeError, RayError) as error:
+        if isinstance(error, AuthenticationError) or isinstance(error.__cause__, AuthenticationError):
+            raise UserError(
+                f"Ray at {address} wants a token: set RAY_AUTH_MODE=token, and put the cluster's token into"
+                " ~/.ray/auth_token or RAY_AUTH_TOKEN"
+            ) from error
         reason = " ".join(str(error).split())[:200]
         raise UserError(
             f"cannot reach Ray at {address or 'local'} ({reason}); start it: ray start --head"
@@ -80,29 +87,38 @@ def spare_resources() -> Resources:
     )
 
 
-def wait_for_room(*, gpu: bool, wait_s: float, note: Callable[[str], None]) -> None:
-    """Wait until a joined cluster has a core to spare, and a GPU where one is asked for.
+def wait_for_room(*, cores: int, gpu: bool, wait_s: float, note: Callable[[str], None]) -> None:
+    """Wait until a joined cluster has so many cores to spare, and a GPU where one is asked for.
 
     It is asked for meanwhile, so that an autoscaler brings it. Raises ``UserError`` after ``wait_s`` seconds.
     """
-    wanted: list[dict[str, float]] = [{"CPU": 1}, {"GPU": 1}] if gpu else [{"CPU": 1}]
-    free: dict[str, float] = ray.available_resources()  # type: ignore[no-untyped-call]
-    missing = [name for bundle in wanted for name in bundle if free.get(name, 0) < 1]
-    if not missing:
+    wanted = {"CPU": cores, **({"GPU": 1} if gpu else {})}
+
+    def missing() -> list[str]:
+        free: dict[str, float] = ray.available_resources()  # type: ignore[no-untyped-call]
+        return [f"{free.get(k, 0):.0f} of {n} free {k}s" for k, n in wanted.items() if free.get(k, 0) < n]
+
+    if not (lacking := missing()):
         return
-    what = " and ".join(f"no free {name}" for name in missing)
+    what = " and ".join(lacking)
     if wait_s > 0:
-        note(f"the cluster has {what} yet; waiting up to {wait_s:,.0f} s for it (system.wait_s)")
-    asked = placement_group(wanted)
+        note(f"the cluster has {what}; waiting up to {wait_s:,.0f} s for it (system.wait_s)")
+    asked = placement_group([{name: 1.0} for name, count in wanted.items() for _ in range(count)])
     ready: Any = asked.ready()
     try:
         until = time.monotonic() + wait_s
         while time.monotonic() < until:
             if wait_a_while([ready]):
                 get(ready)
-                return
+                break
     finally:
         remove_placement_group(asked)
+    # What the placement held is free a moment later.
+    until = time.monotonic() + _SETTLE_S
+    while time.monotonic() < until:
+        if not missing():
+            return
+        time.sleep(0.1)
     raise UserError(
         f"the cluster has {what} (ray status shows who holds what); add nodes, stop what runs there,"
         " or wait longer with system.wait_s"

@@ -3,11 +3,14 @@
 import asyncio
 import logging
 import os
+import re
 import shlex
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import aiohttp
+from ray.exceptions import AuthenticationError
 from ray.job_submission import JobDetails, JobStatus, JobSubmissionClient
 
 from mario_dist.errors import UserError
@@ -104,7 +107,7 @@ class Jobs:
                         write(fresh)
                 info: JobDetails = self._client.get_job_info(job)
                 failures = 0
-            except (RuntimeError, OSError) as error:
+            except (RuntimeError, OSError, aiohttp.ClientError, AuthenticationError) as error:
                 failures += 1
                 if failures > _RETRIES:
                     raise self._problem(error) from error
@@ -120,12 +123,12 @@ class Jobs:
     def _ask(self, method: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
         try:
             return method(*args, **kwargs)
-        except (RuntimeError, ValueError, OSError) as error:
+        except (RuntimeError, ValueError, OSError, AuthenticationError) as error:
             raise self._problem(error) from error
 
     def _problem(self, error: Exception) -> UserError:
         why = " ".join(str(error).split())
-        if "401" in why or "403" in why or "token" in why.lower():
+        if isinstance(error, AuthenticationError) or re.search(r"status code 40[13]\b", why):
             return UserError(
                 f"{self.address} wants a token: set RAY_AUTH_MODE=token, and put the cluster's token into"
                 f" ~/.ray/auth_token or RAY_AUTH_TOKEN ({why[:200]})"

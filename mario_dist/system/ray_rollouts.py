@@ -8,6 +8,7 @@ from typing import Any
 
 import ray
 import torch
+from ray._private.state import available_resources_per_node
 from ray.exceptions import ObjectLostError, RayActorError, RayTaskError
 
 from mario_dist import machine
@@ -22,8 +23,11 @@ from mario_dist.system.ray import Ref, beside_learner, get, is_there, learner_di
 from mario_dist.system.ray_inference import RayServer, inference_actor
 from mario_dist.types import Arrays, EpisodeRecord, EvalReport, Unroll, Weights
 
+_TELL_AFTER_S = 20.0
 _LOOK_EVERY_S = 1.0
 """How often an elastic run looks at what has come and what is free on its cluster."""
+_MISSED_S = 90.0
+"""After which a node that is gone is known to be, by Ray's own settings too."""
 _PATIENCE_S = 120.0
 """How long an actor may take to start in what was free: then somebody else has taken it."""
 
@@ -133,9 +137,9 @@ class RayRollouts:
         self._incarnations: dict[int, int] = {}
         self._actors: dict[int, _Actor] = {}
         self._asked: tuple[Ref, float] = (None, 0.0)
-        self._died_on: list[str] = []
+        self._deaths: list[tuple[str, float]] = []  # on which node, when
         self._looked_at = 0.0
-        self._waits = False
+        self._empty_since, self._told = 0.0, False
         self.restarts = 0
         for index in range(plan.actors):
             self._spawn(index, states[index] if index < len(states) else {})
@@ -179,6 +183,8 @@ class RayRollouts:
         for index, ref in refs.items():
             try:
                 states[index] = get(ref)
+            except ObjectLostError:  # it went with its node, as the next unroll will tell
+                states[index] = {}
             except RayActorError as error:
                 states[index] = {}
                 self._lost(index, error)
@@ -250,7 +256,7 @@ class RayRollouts:
         actor = self._actors.pop(index)
         ray.kill(actor.handle)  # out of reach, it would keep its cores
         self.restarts += 1
-        self._died_on.append(actor.node or "")
+        self._deaths.append((actor.node or "", time.monotonic()))
         most = self._config.system.max_restarts
         if self.restarts > most and (died := self._died_alone()) > most:
             raise RuntimeError(f"rollout actor {index} died, and {died - 1} restarts were used up") from error
@@ -258,12 +264,13 @@ class RayRollouts:
             self._spawn(index, {})
 
     def _died_alone(self) -> int:
-        """How many died on nodes that live, or for all we know do: a node that goes is nobody's defect."""
+        """How many died on nodes that live on: one that goes is nobody's defect, and is missed later."""
         if not self._plan.elastic:
             return self.restarts
         nodes: list[dict[str, Any]] = ray.nodes()  # type: ignore[no-untyped-call]
         gone = {node["NodeID"] for node in nodes if not node["Alive"]}
-        return sum(node not in gone for node in self._died_on)
+        known_by = time.monotonic() - _MISSED_S
+        return sum(node not in gone and at < known_by for node, at in self._deaths)
 
     def _look(self) -> None:
         """Take in the actors that have started since, and fill what is free on the cluster with others."""
@@ -280,29 +287,34 @@ class RayRollouts:
             self._follow()
 
     def _follow(self) -> None:
-        """As many as there is room for. While some start, what is free is not known."""
+        """As many as there is room for. Of those that start, it is not known whether they took theirs."""
         starting = {index: actor for index, actor in self._actors.items() if actor.node is None}
         for index, actor in starting.items():
             if time.monotonic() - actor.since > _PATIENCE_S:
                 ray.kill(actor.handle)
                 del self._actors[index]
-        if starting:
-            return
-        free: dict[str, float] = ray.available_resources()  # type: ignore[no-untyped-call]
-        room = int(free.get("CPU", 0) // self._plan.env_threads)
+                self.restarts += 1  # its number is used
+        free: dict[str, dict[str, float]] = available_resources_per_node()  # type: ignore[no-untyped-call]
+        room = sum(int(node.get("CPU", 0) // self._plan.env_threads) for node in free.values()) - len(
+            starting
+        )
         unused = (i for i in range(most_actors(self._config, self._plan)) if i not in self._actors)
-        for index in list(islice(unused, room)):
+        for index in list(islice(unused, max(0, room))):
             self._spawn(index, {})
 
     def _wait_for_room(self, unless: Ref) -> None:
         """Nobody is there: wait until somebody may be, or a moment; the user is told once each time."""
-        if not self._waits:
+        now = time.monotonic()
+        self._empty_since = self._empty_since or now
+        if now - self._empty_since > _TELL_AFTER_S and not self._told:
             self._note("no rollout actor is there: waiting for cores on the cluster (ray status shows it)")
+            self._told = True
         starting = [actor.starting for actor in self._actors.values()]
         wait_a_while(starting if unless is None else [*starting, unless])
         self._looked_at = 0.0
         self._look()
-        self._waits = not self.n_actors
+        if self.n_actors:
+            self._empty_since, self._told = 0.0, False
 
 
 def ray_rollouts(

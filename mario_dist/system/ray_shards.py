@@ -43,6 +43,7 @@ class ShardActor:
 
     def __init__(self, config: RunConfig, plan: Plan, shard: int) -> None:
         self._replay = make_shard(config, lanes=plan.lanes, shard=shard, shards=plan.shards)
+        self._copy: Path | None = None
 
     def add(self, unroll: Unroll) -> None:
         self._replay.add(unroll)
@@ -71,27 +72,36 @@ class ShardActor:
     # The same for a directory of another node's: its files pass through one of this node's, piece by piece.
 
     def begin_copy(self) -> None:
+        self.end_copy()
         self._copy = Path(tempfile.mkdtemp(prefix="mario-dist-replay-"))
 
     def save_copy(self) -> list[tuple[str, int]]:
         """The files' names and bytes."""
-        self._replay.save(self._copy)
-        return sorted((path.name, path.stat().st_size) for path in self._copy.iterdir())
+        self._replay.save(self._folder())
+        return sorted((path.name, path.stat().st_size) for path in self._folder().iterdir())
 
     def read_copy(self, name: str, start: int, count: int) -> bytes:
-        with (self._copy / name).open("rb") as file:
+        with (self._folder() / name).open("rb") as file:
             file.seek(start)
             return file.read(count)
 
     def append_copy(self, name: str, content: bytes) -> None:
-        with (self._copy / name).open("ab") as file:
+        with (self._folder() / name).open("ab") as file:
             file.write(content)
 
     def load_copy(self) -> None:
-        self._replay.load(self._copy)
+        self._replay.load(self._folder())
 
     def end_copy(self) -> None:
-        shutil.rmtree(self._copy)
+        if self._copy is not None:
+            shutil.rmtree(self._copy, ignore_errors=True)
+            self._copy = None
+
+    def _folder(self) -> Path:
+        """Raises ``FileNotFoundError`` where this shard died since ``begin_copy``, and is another."""
+        if self._copy is None:
+            raise FileNotFoundError("the shard was restarted meanwhile")
+        return self._copy
 
 
 @dataclass(frozen=True, slots=True)
@@ -275,6 +285,8 @@ class RayShards:
             get([shard.save.remote(folder) for shard, folder in near])
             for shard, folder in far:
                 _save_far(shard, folder)
+        except (ObjectLostError, FileNotFoundError):  # a piece went with its node, or the shard's files did
+            shutil.rmtree(directory, ignore_errors=True)
         except RayActorError as error:
             _raise_unless_death(error)
             shutil.rmtree(directory, ignore_errors=True)
@@ -322,21 +334,25 @@ class RayShards:
 def _save_far(shard: Any, folder: Path) -> None:
     folder.mkdir(parents=True, exist_ok=True)
     get(shard.begin_copy.remote())
-    for name, size in get(shard.save_copy.remote()):
-        with (folder / name).open("wb") as file:
-            for start in range(0, size, _PIECE_BYTES):
-                file.write(get(shard.read_copy.remote(name, start, _PIECE_BYTES)))
-    get(shard.end_copy.remote())
+    try:
+        for name, size in get(shard.save_copy.remote()):
+            with (folder / name).open("wb") as file:
+                for start in range(0, size, _PIECE_BYTES):
+                    file.write(get(shard.read_copy.remote(name, start, _PIECE_BYTES)))
+    finally:
+        shard.end_copy.remote()
 
 
 def _load_far(shard: Any, folder: Path) -> None:
     get(shard.begin_copy.remote())
-    for path in sorted(folder.iterdir()):
-        with path.open("rb") as file:
-            while piece := file.read(_PIECE_BYTES):
-                get(shard.append_copy.remote(path.name, piece))
-    get(shard.load_copy.remote())
-    get(shard.end_copy.remote())
+    try:
+        for path in sorted(folder.iterdir()):
+            with path.open("rb") as file:
+                while piece := file.read(_PIECE_BYTES):
+                    get(shard.append_copy.remote(path.name, piece))
+        get(shard.load_copy.remote())
+    finally:
+        shard.end_copy.remote()
 
 
 def _raise_unless_death(error: RayActorError) -> None:

@@ -226,7 +226,10 @@ def _plan(
         connected(None if here else address, config.system.dashboard_port, cores=reserved_cores(plan))
     )
     if not here:
-        wait_for_room(gpu=config.learner.device == "cuda", wait_s=config.system.wait_s, note=note)
+        one = replace(config, rollout=replace(config.rollout, actors=1))
+        least_cores = reserved_cores(make_plan(one, 1, gpu=gpu, address=address))
+        cuda = config.learner.device == "cuda"
+        wait_for_room(cores=least_cores, gpu=cuda, wait_s=config.system.wait_s, note=note)
     resources = spare_resources()
     if not here:
         gpu = resources.gpu and config.learner.device in ("auto", "cuda")
@@ -287,7 +290,7 @@ def _drive(
         # Of networks, this process only plays evaluations' best episodes again: in one thread, as they were.
         torch.set_num_threads(1)
     with ExitStack() as stack:
-        driver = _Driver(config, plan, gpu, stack, session.note)
+        driver = _Driver(config, plan, gpu, stack, session.note, request)
         # It needs a place for all its cores at once; rollout actors fit in anywhere.
         learner, feed = driver.learner(learner_state, replay)
         rollouts = driver.rollouts(states, incarnation)
@@ -311,8 +314,15 @@ class _Driver:
     """The parts of a run on the plan's driver, each closed with ``stack``. ``note`` tells the user."""
 
     def __init__(
-        self, config: RunConfig, plan: Plan, gpu: bool, stack: ExitStack, note: Callable[[str], None]
+        self,
+        config: RunConfig,
+        plan: Plan,
+        gpu: bool,
+        stack: ExitStack,
+        note: Callable[[str], None],
+        should_stop: Callable[[], bool],
     ) -> None:
+        self._should_stop = should_stop
         self._note = note
         self._config = config
         self._plan = plan
@@ -365,7 +375,7 @@ class _Driver:
         """One of a cluster has its place before the rollout actors take what is left."""
         self._closing(learner)
         if self._plan.elastic:
-            learner.wait_until_there(self._note)
+            learner.wait_until_there(self._note, self._should_stop)
         return learner
 
     def _closing[C: Closes](self, opened: C) -> C:

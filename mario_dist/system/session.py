@@ -385,6 +385,11 @@ def open_session(
     with ExitStack() as stack:
         store = stack.enter_context(RunStore(store_url))
         known = store.find_run(run_id)
+        if fresh and known is not None and (lost := store.checkpoints(run_id)):
+            raise UserError(
+                f"{run_id} has checkpoints that are not here, in {Path(lost[-1].path).parent}; set"
+                " MARIO_DIST_RUNS or MARIO_DIST_STORAGE to where they are, or choose another --run-id"
+            )
         if not (fresh or known or named):
             store.get_run(run_id)  # a checkpoint of another store's run is refused before anything changes
         tracker = Tracker(tracking_uri)

@@ -42,8 +42,7 @@ def test_a_node_is_killed_and_another_joins_in_mid_run(cluster: LocalCluster, tm
     config = read_config([str(ROOT / "configs" / "impala-1-1.yaml"), *small])
     seen = train_through_changes(cluster, config, tmp_path, 12.0, 1, print)
     assert seen["actors"] == {"before": 2, "lost": 1}
-    # How fast is for `bench cluster` to say, on a machine that does nothing else; that it does, for this test.
-    assert seen["recovered_s"] >= 0.0
+    # How fast is for `bench cluster` to say, on a machine that does nothing else.
     assert seen["steps_per_s"]["left"] > 0.0
     assert seen["exactly_once"], seen["episodes"]
     assert seen["episodes"]["stored"] > 0

@@ -111,24 +111,86 @@ def test_a_name_begins_goes_on_and_is_done(here: Callable[..., Result], config: 
     with (newest / "arrays.safetensors").open("r+b") as file:
         file.write(b"damaged")
     mended = train("total_steps=384")
-    assert "is damaged: arrays.safetensors is not what was written; going on from" in mended.stderr
+    assert "is damaged: arrays.safetensors is not what was written; trying the one before it" in mended.stderr
     assert "finished: mine at 384 agent steps" in mended.stdout
     assert load_checkpoint(newest).meta["counters"]["agent_steps"] == 384
     assert load_checkpoint(before).meta["counters"]["agent_steps"] == 256
 
 
-def test_one_that_never_came_to_a_checkpoint_begins_anew(
-    here: Callable[..., Result], config: Path, own_runs: Path
+def test_one_that_never_came_to_a_checkpoint_begins_anew(tmp_path: Path, probe_config: Make) -> None:
+    never = probe_config(total_steps=10**8, checkpoint={"every_steps": 10**8})
+    first = start(never, tmp_path / "here", {})
+    until = time.monotonic() + PATIENCE_S
+    database = tmp_path / "here" / "mario.db"
+    while not (database.exists() and episodes(database)):
+        assert first.poll() is None, (tmp_path / "here" / "log").read_text()
+        assert time.monotonic() < until
+        time.sleep(0.2)
+    first.send_signal(signal.SIGKILL)
+    first.wait()
+    again = start(probe_config(total_steps=256), tmp_path / "here", {})
+    assert again.wait(PATIENCE_S) == 0, (tmp_path / "here" / "log").read_text()
+    (newest, *_) = list_checkpoints(tmp_path / "here" / "runs" / "first" / "checkpoints")
+    found = episodes(database)
+    assert set(found.values()) == {1}
+    assert load_checkpoint(newest).meta["counters"]["episodes"] == len(found)
+
+
+def episodes(database: Path) -> Counter[tuple[int, int, int]]:
+    with RunStore(f"sqlite:///{database}") as store:
+        if store.find_run("first") is None:
+            return Counter()
+        return Counter((r["actor"], r["incarnation"], r["sequence"]) for r in store.episodes("first"))
+
+
+def test_a_run_whose_checkpoints_are_elsewhere_is_not_begun_anew(
+    here: Callable[..., Result], config: Path, own_runs: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     assert here("train", str(config), "--run-id", "mine").returncode == 0
-    shutil.rmtree(own_runs / "mine" / "checkpoints")
-    again = here("train", str(config), "--run-id", "mine")
-    assert "finished: mine at 256 agent steps" in again.stdout
     with RunStore(default_url()) as store:
-        keys = Counter((r["actor"], r["incarnation"], r["sequence"]) for r in store.episodes("mine"))
-    assert set(keys.values()) == {1}
-    (newest, *_) = list_checkpoints(own_runs / "mine" / "checkpoints")
-    assert load_checkpoint(newest).meta["counters"]["episodes"] == len(keys)
+        before = store.episodes("mine")
+    monkeypatch.setenv("MARIO_DIST_DB", default_url())
+    monkeypatch.setenv("MARIO_DIST_RUNS", str(tmp_path / "elsewhere"))
+    said = here("train", str(config), "--run-id", "mine")
+    assert said.returncode == 1
+    assert "mine has checkpoints that are not here, in" in said.stderr
+    assert str(own_runs) in said.stderr
+    with RunStore(default_url()) as store:
+        assert store.episodes("mine") == before
+
+
+def test_no_checkpoint_that_can_be_read_is_no_reason_to_begin_anew(
+    here: Callable[..., Result], config: Path, own_runs: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("MARIO_DIST_STORAGE", f"file://{tmp_path}/shared")
+    assert here("train", str(config), "--run-id", "mine").returncode == 0
+    checkpoints = list_checkpoints(own_runs / "mine" / "checkpoints")
+    for path in checkpoints:
+        (path / "arrays.safetensors").write_bytes(b"damaged")
+    # What storage has takes the place of what is damaged here.
+    assert "finished: mine at 384" in here("train", str(config), "--run-id", "mine", "total_steps=384").stdout
+    monkeypatch.delenv("MARIO_DIST_STORAGE")
+    for path in list_checkpoints(own_runs / "mine" / "checkpoints"):
+        (path / "arrays.safetensors").write_bytes(b"damaged")
+    said = here("train", str(config), "--run-id", "mine", "total_steps=512")
+    assert said.returncode == 1
+    assert "mine has no checkpoint that can be used" in said.stderr
+
+
+def test_who_comes_back_finds_what_another_machine_did_meanwhile(
+    here: Callable[..., Result], config: Path, own_runs: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("MARIO_DIST_STORAGE", f"file://{tmp_path}/shared")
+    monkeypatch.setenv("MARIO_DIST_DB", f"sqlite:///{tmp_path}/shared.db")
+    assert here("train", str(config), "--run-id", "mine").returncode == 0
+    monkeypatch.setenv("MARIO_DIST_RUNS", str(tmp_path / "b"))
+    assert here("train", str(config), "--run-id", "mine", "total_steps=512").returncode == 0
+    monkeypatch.setenv("MARIO_DIST_RUNS", str(own_runs))
+    back = here("train", "--resume", "mine", "total_steps=640")
+    assert "finished: mine at 640" in back.stdout
+    kept = {path.name for path in (tmp_path / "shared" / "mine" / "checkpoints").glob("step-*")}
+    assert "step-000000000640" in kept
+    assert "step-000000000512" in kept
 
 
 @pytest.mark.parametrize("name", ["../up", "a b", "", "latest", "models", "x" * 101, "-x", "ünïcode"])

@@ -26,6 +26,8 @@ from mario_dist.checkpoint import (
 )
 from mario_dist.errors import UserError
 from mario_dist.storage import Storage, StorageError
+from mario_dist.system import copies as copies_module
+from mario_dist.system.copies import Copies
 
 
 @pytest.fixture(scope="module")
@@ -199,3 +201,32 @@ def test_storage_that_is_away_is_one_line(tmp_path: Path, monkeypatch: pytest.Mo
     save(tmp_path / "run", 100, 1.0)
     with pytest.raises(StorageError, match="cannot copy run to file://"):
         away.publish("run", tmp_path / "run")
+
+
+def test_a_training_goes_on_while_the_storage_is_away(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(copies_module, "_PAUSES_S", (0.0, 0.0, 0.0))
+    notes: list[str] = []
+    with s3_server() as server:
+        for name, value in server.env.items():
+            monkeypatch.setenv(name, value)
+        storage = Storage(server.url)
+        save(tmp_path / "run", 100, 1.0)
+        with storage.held("run", print) as still_ours:
+            copies = Copies(storage, still_ours)
+            copies.bring("run", tmp_path / "run", notes.append, last=False)
+            assert notes == []
+            server.process.kill()
+            server.process.wait()
+            copies.bring("run", tmp_path / "run", notes.append, last=False)
+            assert notes[0].endswith("; the next checkpoint tries again")
+            copies.bring("run", tmp_path / "run", notes.append, last=True)
+            assert notes[1].endswith(f"; it is in {tmp_path / 'run'} only")
+    assert all(note.startswith("cannot use s3://") and "\n" not in note for note in notes)
+
+
+def test_credentials_are_not_repeated(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="they belong in the environment") as raised:
+        Storage("s3://AKID:SECRET@bucket/p")
+    assert "SECRET" not in str(raised.value)

@@ -138,6 +138,12 @@ def test_on_a_cluster_the_learner_fits_on_one_node_and_the_actors_take_the_rest(
     plan = make_plan(parse({**IMPALA}), named, gpu=False, address="auto")
     assert (plan.learner_threads, plan.actors) == (4, 16)
     assert make_plan(parse({**IMPALA}), named, gpu=True, address="auto").learner_threads == 1
+    for alone in (Cores(2, 2, 2, True), Cores(8, 8, 8, True)):
+        for actors in (0, 64):
+            config = parse({**IMPALA, "rollout": {"actors": actors}})
+            plan = make_plan(config, alone, gpu=False, address="auto")
+            assert plan.learner_threads == alone.free - 1
+            assert reserved_cores(replace(plan, actors=1)) == alone.free, "one actor can begin"
 
 
 def test_a_replay_bounds_how_many_actors_may_join() -> None:
