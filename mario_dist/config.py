@@ -396,6 +396,17 @@ def dump(config: RunConfig) -> str:
     return yaml.safe_dump(to_tree(config), sort_keys=False)
 
 
+def flatten(tree: Mapping[str, Any], prefix: str = "") -> dict[str, str | int | float | bool]:
+    """Dotted keys and plain values of a tree."""
+    flat: dict[str, str | int | float | bool] = {}
+    for key, value in tree.items():
+        if isinstance(value, Mapping):
+            flat |= flatten(value, f"{prefix}{key}.")
+        else:
+            flat[prefix + key] = value if isinstance(value, str | int | float | bool) else str(value)
+    return flat
+
+
 def _explain(root: type, loc: tuple[int | str, ...], kind: str, message: str) -> str:
     """One clause for one validation error, with the nearest valid key where the key is unknown."""
     # The algorithm's name, by which pydantic chose its class, is no part of the key.

@@ -78,7 +78,8 @@ def submit_command(
             ended = jobs.follow(job, lambda text: None)
     if ended is not None:
         status, ok = str(ended.status.value), succeeded(ended)
-        typer.echo(f"{name}: {status.lower()}", err=True)
+        more = f"; the same command with --run-id {name} goes on" if status != "SUCCEEDED" else ""
+        typer.echo(f"{name}: {status.lower()}{more}", err=True)
     if as_json:
         print(json.dumps({"run_id": name, "submission_id": job, "address": url, "status": status}))
     if not ok:

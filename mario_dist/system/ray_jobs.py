@@ -55,7 +55,9 @@ class Jobs:
         if not address.startswith(("http://", "https://")):
             raise UserError(f"{address}: the address of Ray's dashboard is a URL, as http://127.0.0.1:8265")
         self._client: JobSubmissionClient = self._ask(JobSubmissionClient, address)
-        logging.getLogger("ray").setLevel(logging.ERROR)  # it tells of every file that it leaves out
+        # They tell of every file that is left out, each by a level of its own.
+        for name in [name for name in logging.root.manager.loggerDict if name.partition(".")[0] == "ray"]:
+            logging.getLogger(name).setLevel(logging.ERROR)
 
     def submit(self, run_id: str, command: Sequence[str], working_dir: Path, env: Mapping[str, str]) -> str:
         """Start ``command`` on the cluster's head, in a copy of ``working_dir``; the job's id.

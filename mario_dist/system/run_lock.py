@@ -1,6 +1,7 @@
-"""Who may write to a run's directory."""
+"""A run's directory, and who may write to it."""
 
 import fcntl
+import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -31,3 +32,19 @@ def is_trained(directory: Path) -> bool:
     except OSError:  # there is none, or another user's
         return False
     return False
+
+
+def make_run_directory(directory: Path) -> bool:
+    """Whether it was not there. Raises ``UserError`` where it can't be, or is something else's."""
+    try:
+        new = not directory.exists()
+        directory.mkdir(parents=True, exist_ok=True)
+        if not os.access(directory, os.W_OK):
+            raise PermissionError(13, "Permission denied")
+        ours = any((directory / name).exists() for name in (_LOCK, "config.yaml", "checkpoints"))
+        others = not new and not ours and any(directory.iterdir())
+    except OSError as error:
+        raise UserError(f"cannot write to {directory} ({error.strerror}); set MARIO_DIST_RUNS") from error
+    if others:
+        raise UserError(f"{directory} is there and no run's; choose another --run-id")
+    return new

@@ -1,7 +1,6 @@
 """What a run leaves behind: its directory, its rows in the store, its MLflow run, its line on the screen."""
 
 import dataclasses
-import os
 import shutil
 import time
 from collections import deque
@@ -45,7 +44,7 @@ from mario_dist.store import (
 from mario_dist.system.collapse import Alarm, CollapseDetector
 from mario_dist.system.copies import Copies
 from mario_dist.system.filming import clip_path, clip_wanted, film_best
-from mario_dist.system.run_lock import lock_run
+from mario_dist.system.run_lock import lock_run, make_run_directory
 from mario_dist.system.topology import Counters, Iteration, Judge, Recovery
 from mario_dist.types import Arrays, EpisodeRecord, EvalReport, part
 
@@ -393,7 +392,7 @@ def open_session(
         if not (fresh or known or named):
             store.get_run(run_id)  # a checkpoint of another store's run is refused before anything changes
         tracker = Tracker(tracking_uri)
-        new = _make_directory(directory)
+        new = make_run_directory(directory)
         stack.enter_context(lock_run(directory))
         commit, dirty = machine.git_state(Path(__file__).parent)
         tree = configuration.to_tree(config)
@@ -410,7 +409,7 @@ def open_session(
             )
             mlflow_run_id = tracker.start(
                 config.name,
-                _flatten(tree),
+                configuration.flatten(tree),
                 configuration.dump(config),
                 {"mario_dist.run_id": run_id, "git_commit": commit or "", "directory": str(directory)},
                 resumed.mlflow_run_id or (None if known is None else known.mlflow_run_id),
@@ -494,30 +493,3 @@ def _end(session: Session, store: RunStore, writer: StoreWriter, status: RunEnd)
         with suppress(StoreUnavailable):
             store.update_run(session.run_id, status="failed", ended_at=ended_at, agent_steps=steps)
         raise
-
-
-def _make_directory(directory: Path) -> bool:
-    """Whether it was not there. Raises ``UserError`` where it can't be, or is something else's."""
-    try:
-        new = not directory.exists()
-        directory.mkdir(parents=True, exist_ok=True)
-        if not os.access(directory, os.W_OK):
-            raise PermissionError(13, "Permission denied")
-        ours = any((directory / name).exists() for name in ("lock", "config.yaml", "checkpoints"))
-        others = not new and not ours and any(directory.iterdir())
-    except OSError as error:
-        raise UserError(f"cannot write to {directory} ({error.strerror}); set MARIO_DIST_RUNS") from error
-    if others:
-        raise UserError(f"{directory} is there and no run's; choose another --run-id")
-    return new
-
-
-def _flatten(tree: Mapping[str, Any], prefix: str = "") -> dict[str, str | int | float | bool]:
-    """Dotted keys and plain values, for MLflow's params."""
-    flat: dict[str, str | int | float | bool] = {}
-    for key, value in tree.items():
-        if isinstance(value, Mapping):
-            flat |= _flatten(value, f"{prefix}{key}.")
-        else:
-            flat[prefix + key] = value if isinstance(value, str | int | float | bool) else str(value)
-    return flat

@@ -49,7 +49,8 @@ def test_a_node_is_killed_and_another_joins_in_mid_run(cluster: LocalCluster, tm
     said = (tmp_path / "log").read_text()
     assert "note: 1 rollout actor(s) died; others take their place" in said
     assert "changes was asked to stop: it writes a checkpoint first" in said
-    assert said.rstrip().endswith("changes: stopped")
+    assert said.rstrip().endswith("changes: stopped; the same command with --run-id changes goes on")
+    assert " INFO " not in said.partition("job changes on")[0], "Ray's own messages are left out"
     cluster.kill_node("successor")
 
 
