@@ -236,8 +236,9 @@ def submitted(
     command = [sys.executable, "-m", "mario_dist.cli.main", "submit", "config.yaml", f"--run-id={run_id}"]
     here = {
         "MARIO_DIST_RUNS": str(runs),
-        "MARIO_DIST_DB": "",
+        "MARIO_DIST_DB": f"sqlite:///{runs}/mario.db",
         "MLFLOW_TRACKING_URI": f"sqlite:///{runs}/mlflow.db",
+        **(env or {}),
     }
     log = runs / "log"
     with log.open("wb") as output:

@@ -72,6 +72,7 @@ def test_a_run_whose_driver_was_killed_goes_on_when_it_is_submitted_again(
         env = {**s3.env, "MARIO_DIST_STORAGE": s3.url}
         config = apex_config(
             total_steps=10**8,
+            system={"driver": "auto"},
             rollout={"actors": 2, "lanes": 4, "unroll_length": 16},
             replay={"capacity": 2048, "min_size": 256, "samples_per_insert": 2.0, "checkpoint": True},
             checkpoint={"every_steps": 1024},
