@@ -28,6 +28,7 @@ from mario_dist.errors import UserError
 VARIABLE = "MARIO_DIST_STORAGE"
 
 _MANIFEST = "manifest.json"
+_REPLAY = "replay"
 _OWNER = "owner.json"
 _RENEW_S = 20.0
 _STALE_S = 60.0
@@ -76,7 +77,7 @@ class Storage:
     def publish(self, run: str, directory: Path) -> None:
         """Make the copy of a run what its directory is now.
 
-        New checkpoints come before old ones go. Raises ``StorageError`` where that fails: a copy that was
+        What is new comes before what is old goes. Raises ``StorageError`` where that fails: a copy that was
         there before is still there or gone, never torn, and the next call makes up for it.
         """
         folders = [p for pattern in _CHECKPOINTS for p in (directory / "checkpoints").glob(pattern)]
@@ -84,12 +85,17 @@ class Storage:
         with _explained(f"copy {run} to {self.url}"):
             there = self._checkpoints(run)
             for name, path in sorted(local.items()):
-                self._publish_checkpoint(path, f"{run}/checkpoints/{name}", there.get(name))
+                manifest = (path / _MANIFEST).read_bytes()
+                if there.get(name) != _digest(manifest):
+                    self._publish_checkpoint(path, f"{run}/checkpoints/{name}", manifest)
                 self._ours.add(f"{run}/checkpoints/{name}")
             for name in ("config.yaml", "checkpoints/best.json"):
                 self._publish_small(directory / name, f"{run}/{name}")
             for file in sorted((directory / "videos").glob("*.*")):
                 self._publish_video(file, f"{run}/videos/{file.name}")
+            for name in there.keys() & local.keys():
+                if not (local[name] / _REPLAY).exists():  # the newest one alone keeps it
+                    self._remove_folder(f"{run}/checkpoints/{name}/{_REPLAY}")
             # What another machine wrote, and this one has not seen, is not its to remove.
             for key in {f"{run}/checkpoints/{name}" for name in there.keys() - local.keys()} & self._ours:
                 self._remove_checkpoint(key)
@@ -102,6 +108,7 @@ class Storage:
         with _explained(f"copy {run} from {self.url}"):
             there = self._checkpoints(run)
             checkpoints = directory / "checkpoints"
+            newer = False
             for name in sorted(there):
                 self._ours.add(f"{run}/checkpoints/{name}")
                 if (checkpoints / name).exists():
@@ -110,10 +117,13 @@ class Storage:
                 shutil.rmtree(half, ignore_errors=True)
                 half.mkdir(parents=True)
                 self._copy_from(f"{run}/checkpoints/{name}", half)
+                if not _whole_replay(half):
+                    shutil.rmtree(half / _REPLAY)
                 half.rename(checkpoints / name)
+                newer = True
             for name in ("config.yaml", "checkpoints/best.json"):
                 content = self._read(f"{run}/{name}")
-                if content is not None and not (directory / name).exists():
+                if content is not None and (newer or not (directory / name).exists()):
                     (directory / name).parent.mkdir(parents=True, exist_ok=True)
                     (directory / name).write_bytes(content)
             return bool(there) or self._read(f"{run}/config.yaml") is not None
@@ -204,12 +214,7 @@ class Storage:
                 found[name] = "" if content is None else _digest(content)
         return {name: digest for name, digest in found.items() if digest}
 
-    def _publish_checkpoint(self, path: Path, key: str, there: str | None) -> None:
-        manifest = (path / _MANIFEST).read_bytes()
-        if there == _digest(manifest):
-            if not (path / "replay").exists():  # the newest one alone keeps it
-                self._remove_folder(f"{key}/replay")
-            return
+    def _publish_checkpoint(self, path: Path, key: str, manifest: bytes) -> None:
         self._remove_checkpoint(key)
         for file in sorted(p for p in path.rglob("*") if p.is_file() and p.name != _MANIFEST):
             self._upload(file, f"{key}/{file.relative_to(path)}")
@@ -286,6 +291,17 @@ def _explained(what: str, raised: type[Exception] = StorageError) -> Iterator[No
         yield
     except OSError as error:
         raise raised(f"cannot {what}: {_why(error)}") from error
+
+
+def _whole_replay(checkpoint: Path) -> bool:
+    """Whether it has no replay or all of its files: one that was being removed is not damaged."""
+    if not (checkpoint / _REPLAY).exists():
+        return True
+    try:
+        files = json.loads((checkpoint / _MANIFEST).read_bytes())["files"]
+    except (ValueError, KeyError, TypeError):
+        return True  # whoever reads it will say so
+    return all((checkpoint / name).exists() for name in files if name.startswith(f"{_REPLAY}/"))
 
 
 def _why(error: BaseException) -> str:

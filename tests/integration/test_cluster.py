@@ -18,7 +18,7 @@ import pytest
 from support.s3 import s3_server
 
 from mario_dist.bench.cluster import LocalCluster, local_cluster, submitted, train_through_changes
-from mario_dist.checkpoint import list_checkpoints, load_checkpoint
+from mario_dist.checkpoint import has_replay, list_checkpoints, load_checkpoint
 from mario_dist.cli.config import read_config
 from mario_dist.config import RunConfig
 from mario_dist.store import RunStore
@@ -96,8 +96,10 @@ def test_a_run_whose_driver_was_killed_goes_on_when_it_is_submitted_again(
         said = (tmp_path / "b" / "log").read_text()
         assert "again is job again-try2" in said
         assert "again goes on" in said
+        assert "no replay to go on with" not in said
         newest, *_ = list_checkpoints(tmp_path / "b" / "again" / "checkpoints")
         assert load_checkpoint(newest).meta["counters"]["agent_steps"] >= kept + 1024
+        assert has_replay(newest)
         with RunStore(f"sqlite:///{tmp_path}/b/mario.db") as store:
             rows = store.episodes("again")
         assert min(row["agent_steps"] for row in rows) > kept

@@ -17,6 +17,7 @@ from mario_dist.checkpoint import (
     TrainState,
     best_checkpoint,
     checkpoint_replay,
+    has_replay,
     list_checkpoints,
     load_checkpoint,
     mark_best,
@@ -79,15 +80,27 @@ def test_another_machine_goes_on_from_what_this_one_published(storage: Storage, 
     assert (folder / "ring.bin").read_bytes() == b"replay"
     assert (there / "config.yaml").read_text() == "seed: 3\n"
     # It goes on there, and the first one comes back to find that.
-    save(there, 300, 3.0)
+    newest = save(there, 300, 3.0)
+    mark_best(there / "checkpoints", newest, {"clear_rate": 0.75})
     prune(there / "checkpoints", 2)
     storage.publish("run", there)
+    assert storage.fetch("run", here)
+    assert best_checkpoint(here / "checkpoints") == here / "checkpoints" / newest.name
     shutil.rmtree(here)
     assert storage.fetch("run", here)
     assert values(here) == [3.0, 2.0]
-    assert checkpoint_replay(here / "checkpoints" / best.name) is None, (
-        "only the newest had one, and none now"
-    )
+    assert checkpoint_replay(here / "checkpoints" / best.name) is None, "the newest alone keeps one"
+
+
+def test_a_replay_that_was_being_removed_is_left_out(storage: Storage, tmp_path: Path) -> None:
+    here, there = tmp_path / "here" / "run", tmp_path / "there" / "run"
+    path = save(here, 100, 1.0, b"replay")
+    storage.publish("run", here)
+    storage._fs.delete_file(storage._at(f"run/checkpoints/{path.name}/replay/ring.bin"))
+    storage._write(f"run/checkpoints/{path.name}/replay/other.bin", b"")
+    storage.fetch("run", there)
+    assert values(there) == [1.0]
+    assert checkpoint_replay(there / "checkpoints" / path.name) is None
 
 
 def test_what_is_made_again_or_set_aside_is_so_in_the_copy(storage: Storage, tmp_path: Path) -> None:
@@ -109,10 +122,10 @@ def test_an_interrupted_copy_is_the_old_or_the_new_one(
     completed: int, storage: Storage, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     here, there = tmp_path / "here" / "run", tmp_path / "there" / "run"
-    save(here, 100, 1.0)
+    old = save(here, 100, 1.0, b"old")
     storage.publish("run", here)
     save(here, 200, 2.0, b"replay")
-    prune(here / "checkpoints", 1)
+    assert not has_replay(old)
     done: list[str] = []
     upload, write = Storage._upload, Storage._write
 
@@ -132,10 +145,14 @@ def test_an_interrupted_copy_is_the_old_or_the_new_one(
             storage.publish("run", here)
     assert storage.fetch("run", there)
     assert values(there) == [1.0], "the new one's manifest is written last, and the old goes after that"
+    folder = checkpoint_replay(there / "checkpoints" / old.name)
+    assert folder is not None
+    assert (folder / "ring.bin").read_bytes() == b"old", "and so does its replay"
     storage.publish("run", here)
     shutil.rmtree(there)
     storage.fetch("run", there)
-    assert values(there) == [2.0]
+    assert values(there) == [2.0, 1.0]
+    assert not has_replay(there / "checkpoints" / old.name)
 
 
 def test_one_process_at_a_time_trains_a_run(
