@@ -19,7 +19,14 @@ import psutil
 
 from mario_dist import config as configuration
 from mario_dist import machine
-from mario_dist.bench.outage import ENDLESS, Training, count_episodes, reporting, wall_s_now
+from mario_dist.bench.outage import (
+    ENDLESS,
+    Training,
+    count_episodes,
+    reporting,
+    speeds_between,
+    wall_s_now,
+)
 from mario_dist.checkpoint import list_checkpoints, load_checkpoint
 from mario_dist.config import RunConfig
 from mario_dist.errors import UserError
@@ -76,7 +83,7 @@ class LocalCluster:
         """Returns once nodes may join."""
         self._start("head", self._head)
 
-    def add_node(self, name: str, cpus: int, resources: Mapping[str, float] = {}) -> None:
+    def add_node(self, name: str, cpus: int, resources: Mapping[str, float] | None = None) -> None:
         """Returns once it belongs to the cluster."""
         address = f"--address={_own_address()}:{self._port}"
         self._start(name, [address, f"--num-cpus={cpus}", f"--resources={json.dumps(dict(resources or {}))}"])
@@ -203,16 +210,14 @@ def train_through_changes(
         last = load_checkpoint(list_checkpoints(runs / run.id / "checkpoints")[0])
         episodes = count_episodes(store.episodes(run.id), last.meta["counters"]["episodes"])
         lost_unrolls = newest("lost_unrolls")
-    before, left = _speed(reports, began, killed), _speed(reports, killed + 0.5 * around_s, ordered)
+    (before,) = speeds_between(reports, (began, killed))
+    (left,) = speeds_between(reports, (killed + 0.5 * around_s, ordered))
+    (after,) = speeds_between(reports, (joined, end))
     share = before * (actors - cpus) / actors
     once = episodes["counted"] == episodes["stored"] == episodes["distinct"] and not episodes["holes"]
     return {
         "actors": {"before": actors, "lost": cpus},
-        "steps_per_s": {
-            "before": before,
-            "left": left,
-            "after": _speed(reports, joined, end),
-        },
+        "steps_per_s": {"before": before, "left": left, "after": after},
         "recovered_s": _recovered_s(reports, killed, ordered, share),
         "node_start_s": added - ordered,
         "joined_s": joined - added,
@@ -261,16 +266,10 @@ def submitted(
         process.wait()
 
 
-def _speed(reports: Sequence[MetricRow], start: float, end: float) -> float:
-    """Agent steps per second between two times of a run."""
-    steps = np.interp([start, end], [r["wall_s"] for r in reports], [r["agent_steps"] for r in reports])
-    return float((steps[1] - steps[0]) / (end - start))
-
-
 def _recovered_s(reports: Sequence[MetricRow], killed: float, until: float, share: float) -> float:
     """Seconds from a death to the first window with enough of ``share``; NaN for never."""
     for start in np.arange(killed, until - _WINDOW_S, 0.1):
-        if _speed(reports, start, start + _WINDOW_S) >= _ENOUGH * share:
+        if speeds_between(reports, (start, start + _WINDOW_S))[0] >= _ENOUGH * share:
             return float(start - killed)
     return float("nan")
 

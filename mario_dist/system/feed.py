@@ -226,6 +226,7 @@ class ReplayFeed[U]:
 
 _LIMITER = "limiter"
 _ALL = 2**31
+"""More than can be under way."""
 
 
 def make_queue_feed[U](config: RunConfig, plan: Plan) -> QueueFeed[U]:

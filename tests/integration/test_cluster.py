@@ -12,6 +12,7 @@ import urllib.request
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager
 from pathlib import Path
+from typing import Any
 
 import psutil
 import pytest
@@ -79,6 +80,11 @@ def test_a_run_whose_driver_was_killed_goes_on_when_it_is_submitted_again(
         )
         with submitted(cluster, config, tmp_path / "a", "again", env) as training:
             training.wait_for(lambda: any(key.endswith("manifest.json") for key in s3.names()))
+            # Head and learner's node are told apart by what they have; the driver is on the head.
+            assert (
+                homes(cluster, "ReplayLearnerActor") == homes(cluster, "ShardActor") == [{"learner", "CPU"}]
+            )
+            assert all("CPU" in resources for resources in homes(cluster, "RolloutActor"))
             scraped = training.wait_for(lambda: metrics(cluster, "again"))
             assert scraped["ray_mario_agent_steps_total"] > 0.0
             assert scraped["ray_mario_rollout_actors"] >= 1.0
@@ -115,6 +121,23 @@ def driver_of(run_id: str) -> psutil.Process:
         if "mario-dist" in " ".join(words[:2]) and words[0] != "/bin/sh"
     ]
     return driver
+
+
+def homes(cluster: LocalCluster, kind: str) -> list[set[str]]:
+    """What the nodes have, of CPU and learner, on which the living actors of a class run."""
+
+    def listed(what: str) -> list[dict[str, Any]]:
+        token = {"Authorization": f"Bearer {cluster.env['RAY_AUTH_TOKEN']}"}
+        request = urllib.request.Request(f"{cluster.url}/api/v0/{what}?limit=1000&detail=true", headers=token)
+        found: list[dict[str, Any]] = json.load(urllib.request.urlopen(request, timeout=30))["data"][
+            "result"
+        ]["result"]
+        return found
+
+    has = {node["node_id"]: {"CPU", "learner"} & node["resources_total"].keys() for node in listed("nodes")}
+    alive = [actor for actor in listed("actors") if actor["class_name"] == kind and actor["state"] == "ALIVE"]
+    assert alive
+    return [has[actor["node_id"]] for actor in alive]
 
 
 def metrics(cluster: LocalCluster, run_id: str) -> dict[str, float] | None:

@@ -4,6 +4,7 @@ import os
 import shutil
 import subprocess
 import sys
+import sysconfig
 import zipfile
 from pathlib import Path
 
@@ -12,11 +13,10 @@ import pytest
 from mario_dist.emulator import native_problem, resolve_backend
 
 ROOT = Path(__file__).parents[2]
-# The package from the folder in argv, whatever is installed in this environment.
-FROM_FOLDER = """
+# Packages from the folder in argv alone: -S leaves out those that are installed, and their .pth files.
+ONLY_FROM = """
 import sys
-sys.meta_path[:] = [finder for finder in sys.meta_path if "skbc" not in type(finder).__module__]
-sys.path.insert(0, sys.argv.pop(1))
+sys.path.append(sys.argv.pop(1))
 from mario_dist.cli.main import main
 main()
 """
@@ -30,7 +30,7 @@ def test_where_there_is_a_compiler_the_core_was_built() -> None:
 
 @pytest.fixture(scope="module")
 def without_compiler(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The package as a wheel that was built where no C++ compiler works, unpacked."""
+    """The package as a wheel that was built where no C++ compiler works, unpacked, and what it needs."""
     folder = tmp_path_factory.mktemp("wheel")
     done = subprocess.run(
         [
@@ -50,12 +50,16 @@ def without_compiler(tmp_path_factory: pytest.TempPathFactory) -> Path:
     assert wheel.name.endswith("-py3-none-any.whl")
     with zipfile.ZipFile(wheel) as archive:
         archive.extractall(folder / "package")
+    for installed in Path(sysconfig.get_path("purelib")).iterdir():
+        place = folder / "package" / installed.name
+        if not place.exists():
+            place.symlink_to(installed)
     return folder / "package"
 
 
 def run(package: Path, *arguments: str, cwd: Path) -> subprocess.CompletedProcess[str]:
     return subprocess.run(
-        [sys.executable, "-c", FROM_FOLDER, str(package), *arguments],
+        [sys.executable, "-S", "-c", ONLY_FROM, str(package), *arguments],
         cwd=cwd,
         capture_output=True,
         text=True,
@@ -64,9 +68,10 @@ def run(package: Path, *arguments: str, cwd: Path) -> subprocess.CompletedProces
 
 
 def test_without_a_compiler_the_package_is_whole_but_for_the_core(without_compiler: Path) -> None:
-    names = {str(path.relative_to(without_compiler)) for path in without_compiler.rglob("*")}
-    assert "mario_dist/emulator/nes_py.py" in names
-    assert "mario_dist/configs/ppo-1-1.yaml" in names
+    package = without_compiler / "mario_dist"
+    names = {str(path.relative_to(package)) for path in package.rglob("*")}
+    assert "emulator/nes_py.py" in names
+    assert "configs/ppo-1-1.yaml" in names
     assert not [name for name in names if name.endswith((".so", ".cpp", ".hpp"))]
 
 

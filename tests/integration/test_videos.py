@@ -127,7 +127,7 @@ def test_a_clip_that_cannot_be_written_is_one_note_and_stops_nothing(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("mario_dist.system.run.new_run_id", lambda name: "run")
-    (tmp_path / "runs" / "run").mkdir(parents=True)
+    (tmp_path / "runs" / "run" / "checkpoints").mkdir(parents=True)
     (tmp_path / "runs" / "run" / "videos").write_text("in the way")
     result = go(config(every_steps=384), tmp_path / "runs")
     assert (result.outcome, result.agent_steps) == ("finished", 384)
