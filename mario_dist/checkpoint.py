@@ -90,7 +90,7 @@ def load_checkpoint(path: Path) -> TrainState:
         manifest = json.loads((path / "manifest.json").read_bytes())
     except FileNotFoundError:
         raise CheckpointError(f"{path} is not a checkpoint: it has no manifest.json") from None
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, RecursionError) as error:
         raise CheckpointError(f"{path} is damaged: cannot read manifest.json ({error})") from error
     if not isinstance(manifest, dict) or manifest.get("format") != FORMAT:
         raise CheckpointError(f"{path} is not a checkpoint of this version of mario-dist")
@@ -107,7 +107,7 @@ def load_checkpoint(path: Path) -> TrainState:
     try:
         arrays: Arrays = load_file(path / "arrays.safetensors")
         meta = json.loads((path / "meta.json").read_bytes())
-    except (SafetensorError, ValueError) as error:
+    except (SafetensorError, ValueError, RecursionError) as error:
         raise CheckpointError(f"{path} is damaged: {error}") from error
     return TrainState(arrays, meta)
 

@@ -248,11 +248,17 @@ AlgoConfig = Annotated[
 ]
 
 
+_MOST_BYTES = 2**20
+_LARGEST = 2**53
+"""Beyond it, neither databases nor a float has every whole number."""
+_LONGEST_NAME = 100
+
+
 @dataclass(frozen=True, slots=True)
 class RunConfig:
     """A training run. ``total_steps`` counts agent steps over all lanes."""
 
-    __pydantic_config__: ClassVar[ConfigDict] = ConfigDict(extra="forbid")
+    __pydantic_config__: ClassVar[ConfigDict] = ConfigDict(extra="forbid", allow_inf_nan=False)
 
     name: str = "run"
     seed: int = 0
@@ -273,6 +279,8 @@ class RunConfig:
     def __post_init__(self) -> None:
         if self.total_steps < 1 or self.seed < 0:
             raise ValueError("total_steps must be at least 1 and seed not negative")
+        if len(self.name) > _LONGEST_NAME or not self.name.isprintable():
+            raise ValueError(f"name must be up to {_LONGEST_NAME} characters of one line")
         if self.stop.clear_rate is not None and not self.evaluation.every_steps:
             raise ValueError("stop.clear_rate needs evaluations: set evaluation.every_steps")
         if self.algo.bears_lag is not None and self.max_policy_lag > self.algo.bears_lag:
@@ -301,6 +309,8 @@ def parse(tree: Mapping[str, Any]) -> RunConfig:
 
 
 def _validated[T](kind: type[T], adapter: TypeAdapter[T], tree: Mapping[str, Any]) -> T:
+    if key := _too_large(tree):
+        raise UserError(f"{key}: no number here may be larger than {_LARGEST:,}")
     try:
         return adapter.validate_python(tree)
     except ValidationError as error:
@@ -334,13 +344,17 @@ def _read(path: Path, above: tuple[Path, ...]) -> dict[str, Any]:
     if path.resolve() in above:
         raise UserError(f"{path} is its own base")
     try:
-        tree = yaml.safe_load(path.read_text())
+        with path.open("rb") as file:
+            content = file.read(_MOST_BYTES + 1)
+        if len(content) > _MOST_BYTES:
+            raise UserError(f"{path} is no configuration: it has more than {_MOST_BYTES:,} bytes")
+        tree = _plain(content.decode())
     except FileNotFoundError:
         named = f", the base of {above[-1]}" if above else ""
         raise UserError(f"there is no configuration file {path}{named}") from None
     except OSError as error:
         raise UserError(f"cannot read {path}: {error.strerror}") from error
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
+    except (yaml.YAMLError, ValueError) as error:
         raise UserError(f"{path} is not valid YAML: {' '.join(str(error).split())}") from error
     if not isinstance(tree, dict):
         raise UserError(f"{path} must hold keys and values, such as 'seed: 0'")
@@ -350,6 +364,24 @@ def _read(path: Path, above: tuple[Path, ...]) -> dict[str, Any]:
     if not isinstance(base, str) or "\0" in base:
         raise UserError(f"{path}: base names one file, such as base: ppo-1-1.yaml")
     return _laid_over(_read(path.parent / base, (*above, path.resolve())), tree)
+
+
+def _plain(text: str) -> Any:
+    """The value of a YAML text. Raises ``yaml.YAMLError`` or ``ValueError`` where it has none."""
+    try:
+        return yaml.load(text, _TreeLoader)
+    except RecursionError:
+        raise ValueError("it is nested too deeply") from None
+
+
+class _TreeLoader(yaml.SafeLoader):
+    """Without aliases: with them, a few lines can make a value that is huge, or part of itself."""
+
+    def compose_node(self, parent: Any, index: Any) -> Any:
+        if self.check_event(yaml.AliasEvent):
+            mark = self.peek_event().start_mark  # type: ignore[no-untyped-call]
+            raise yaml.composer.ComposerError(None, None, "aliases are not read", mark)
+        return super().compose_node(parent, index)
 
 
 def _laid_over(below: Mapping[str, Any], tree: Mapping[str, Any]) -> dict[str, Any]:
@@ -385,8 +417,8 @@ def _overridden(tree: Mapping[str, Any], overrides: Iterable[str]) -> dict[str, 
             if not isinstance(node, dict):
                 raise UserError(f"{text!r}: {parent} is a value, not a group of keys")
         try:
-            node[leaf] = yaml.safe_load(value)
-        except yaml.YAMLError:
+            node[leaf] = _plain(value)
+        except (yaml.YAMLError, ValueError):
             raise UserError(f"{text!r}: cannot read the value {value!r}") from None
     return result
 
@@ -405,6 +437,21 @@ def flatten(tree: Mapping[str, Any], prefix: str = "") -> dict[str, str | int | 
         else:
             flat[prefix + key] = value if isinstance(value, str | int | float | bool) else str(value)
     return flat
+
+
+def _too_large(node: Any, key: str = "") -> str | None:
+    """The key of a whole number that is beyond use, if there is one."""
+    if isinstance(node, int) and abs(node) > _LARGEST:
+        return key
+    inside = (
+        node.items()
+        if isinstance(node, Mapping)
+        else ((key, v) for v in node)
+        if isinstance(node, list)
+        else ()
+    )
+    prefix = f"{key}." if key and isinstance(node, Mapping) else ""
+    return next((found for name, value in inside if (found := _too_large(value, f"{prefix}{name}"))), None)
 
 
 def _explain(root: type, loc: tuple[int | str, ...], kind: str, message: str) -> str:

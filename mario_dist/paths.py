@@ -8,6 +8,9 @@ from pathlib import Path
 
 from mario_dist.errors import UserError
 
+_LONGEST = 64
+"""Of a name in an id that, with time and number, is one that ``check_run_id`` takes."""
+
 
 def runs_dir() -> Path:
     return Path(os.environ.get("MARIO_DIST_RUNS", "runs"))
@@ -15,7 +18,7 @@ def runs_dir() -> Path:
 
 def new_run_id(name: str) -> str:
     """A readable, sortable and unique id, safe as a file name."""
-    safe = re.sub(r"[^A-Za-z0-9.-]+", "-", name).strip("-.") or "run"
+    safe = re.sub(r"[^A-Za-z0-9.-]+", "-", name).strip("-.")[:_LONGEST] or "run"
     return f"{safe}-{datetime.now():%Y%m%d-%H%M%S}-{secrets.token_hex(2)}"
 
 

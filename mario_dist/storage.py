@@ -50,6 +50,9 @@ class Owner:
     renewed_at: float
 
 
+_UNREADABLE = Owner("", "an unknown host", 0, 0.0)
+
+
 class Storage:
     """A folder of runs at ``url``: ``s3://BUCKET/PREFIX``, ``gs://BUCKET/PREFIX`` or ``file:///PATH``.
 
@@ -148,7 +151,7 @@ class Storage:
         def check() -> None:
             with _explained(f"use {self.url}"):
                 owner = self._owner(key)
-            if owner is not None and owner.token != token:
+            if owner is not None and owner.token not in (token, _UNREADABLE.token):
                 raise UserError(f"{run} is trained by another process now ({owner.host}, pid {owner.pid})")
 
         try:
@@ -173,7 +176,7 @@ class Storage:
         until = time.monotonic() + _STALE_S
         while time.monotonic() < until:
             time.sleep(_POLL_S)
-            now = self._owner(key)
+            now = self._owner(key) or self._owner(key)
             if now is None:
                 return True
             if now != seen:
@@ -190,7 +193,7 @@ class Storage:
         while not stop.wait(_RENEW_S):
             with suppress(OSError):  # it is tried again, and a minute without is borne
                 owner = self._owner(key)
-                if owner is not None and owner.token != token:
+                if owner is not None and owner.token not in (token, _UNREADABLE.token):
                     return
                 self._sign(key, token)
 
@@ -201,7 +204,7 @@ class Storage:
         try:
             return Owner(**json.loads(content))
         except (ValueError, TypeError):
-            return None
+            return _UNREADABLE  # half of one that is being renewed, on a storage that shows such: not nobody
 
     def _checkpoints(self, run: str) -> dict[str, str]:
         """The manifests' digests of the complete checkpoints that are there, by name."""

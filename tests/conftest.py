@@ -132,12 +132,18 @@ def here(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) ->
     return run
 
 
+@pytest.fixture(scope="session")
+def tracking_uri(tmp_path_factory: pytest.TempPathFactory) -> str:
+    """An MLflow for all tests of a worker: to make one takes MLflow as long as a whole small run does."""
+    return f"sqlite:///{tmp_path_factory.mktemp('tracking')}/mlflow.db"
+
+
 @pytest.fixture(autouse=True)
-def own_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """Every test has its own runs, run store and MLflow."""
+def own_runs(tmp_path: Path, tracking_uri: str, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """Every test has its own runs and run store."""
     runs = tmp_path / "runs"
     monkeypatch.setenv("MARIO_DIST_RUNS", str(runs))
     monkeypatch.delenv("MARIO_DIST_DB", raising=False)
-    monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", tracking_uri)
     monkeypatch.delenv("MLFLOW_REGISTRY_URI", raising=False)  # MLflow sets it where a test used the registry
     return runs

@@ -40,6 +40,9 @@ app.command("doctor")(doctor)
 _UsageError: type[Exception] = typer.BadParameter.__bases__[0]
 
 
+_LONGEST = 2000
+
+
 def main() -> None:
     """Run the command line: exit code 0, 1 for what the user can mend, 2 for usage, 130 for Ctrl-C."""
     arguments = [argument for argument in sys.argv[1:] if argument != "--debug"]
@@ -69,7 +72,9 @@ def main() -> None:
 def _fail(message: str, debug: bool) -> None:
     if debug:
         traceback.print_exc()
-    print(f"error: {' '.join(message.split())}", file=sys.stderr)
+    line = " ".join(message.split())[:_LONGEST]
+    # What came from outside must not steer the terminal.
+    print("error: " + "".join(c if c.isprintable() else f"\\x{ord(c):02x}" for c in line), file=sys.stderr)
 
 
 def _usage(error: BaseException) -> str:

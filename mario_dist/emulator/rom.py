@@ -9,6 +9,8 @@ from mario_dist.errors import UserError
 
 _HEADER_BYTES = 16
 _PROGRAM_BANK, _PATTERN_BANK = 0x4000, 0x2000
+_MOST_BYTES = _HEADER_BYTES + 255 * (_PROGRAM_BANK + _PATTERN_BANK)
+"""That a header can promise; no more is read, of whatever there is."""
 # SHA-256 of program and patterns, without the header: dumps differ in that.
 _KNOWN = {
     "6b3189414053f975bcac33eb51a1e9991e0d06f42abead7919969417cc26e2ad": "Super Mario Bros.",
@@ -24,7 +26,8 @@ def rom_path(path: str = "") -> Path:
     """
     if path:
         try:
-            file = Path(path).expanduser().read_bytes()
+            with Path(path).expanduser().open("rb") as opened:
+                file = opened.read(_MOST_BYTES + 1)
         except (OSError, RuntimeError, ValueError) as error:  # no such home; a NUL in the name
             raise UserError(f"cannot read the ROM {path}: {getattr(error, 'strerror', error)}") from None
         _check(file, path)
@@ -42,7 +45,8 @@ def _check(file: bytes, path: str) -> None:
         raise refuse(f"it needs mapper {mapper}, and the game has none (mapper 0)")
     size = _HEADER_BYTES + file[4] * _PROGRAM_BANK + file[5] * _PATTERN_BANK
     if len(file) != size:
-        raise refuse(f"it has {len(file)} bytes where its header promises {size}; is it cut off?")
+        length = f"{len(file)}" if len(file) <= _MOST_BYTES else f"more than {_MOST_BYTES}"
+        raise refuse(f"it has {length} bytes where its header promises {size}; is it cut off?")
     digest = hashlib.sha256(file[_HEADER_BYTES:]).hexdigest()
     if digest not in _KNOWN:
         raise refuse(f"its contents are another game's, or changed (SHA-256 {digest[:12]}...)")

@@ -81,6 +81,10 @@ def copy_checked(directory: Path, to: Path) -> None:
             names = archive.namelist()
             if len(set(names)) < len(names):
                 raise Suspicious("data/model.pt2 has a member twice")
+            # PyTorch stores members as they are.
+            unpacked = sum(member.file_size for member in archive.infolist())
+            if unpacked > (directory / "data/model.pt2").stat().st_size:
+                raise Suspicious("data/model.pt2 would unpack to more than it is")
             for name in names:
                 if not _MEMBER.fullmatch(name):
                     raise Suspicious(f"data/model.pt2 has a member {name!r}")

@@ -1,8 +1,12 @@
-"""The peers really train: each one once, in its own process, on a workload of 32 agent steps."""
+"""The peers really train: each one once, in its own process, on a workload of 32 agent steps.
+
+Those that take a minute, most of it the peer's own start, are marked ``peers`` and run by `pytest -m peers`.
+"""
 
 import sys
 import time
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -22,10 +26,15 @@ TINY_DQN = DQNSettings(
     n_envs=2, n_steps=16, batch=16, capacity=512, warmup=64, iterations=1, replay_ratio=1.0, target_every=4
 )
 
+
+def slow(name: str) -> Any:
+    return pytest.param(name, marks=pytest.mark.peers) if name == "rllib" else name
+
+
 TINY_IMPALA = ImpalaSettings(n_envs=1, n_steps=16, iterations=1, warmup_s=0.0, seconds=0.01)
 
 
-@pytest.mark.parametrize("name", sorted(peers.MODULES["PPO"]))
+@pytest.mark.parametrize("name", [slow(name) for name in sorted(peers.MODULES["PPO"])])
 @pytest.mark.usefixtures("beside_other_rays")
 def test_a_peer_trains_and_is_timed(name: str) -> None:
     result = run_peer(name, TINY, timeout_s=280)
@@ -40,6 +49,7 @@ def test_a_peer_trains_and_is_timed(name: str) -> None:
 
 @pytest.mark.parametrize("name", sorted(peers.MODULES["DQN"]))
 @pytest.mark.usefixtures("beside_other_rays")
+@pytest.mark.peers
 def test_a_peers_dqn_trains_at_the_replay_ratio(name: str) -> None:
     result = run_peer(name, TINY_DQN, timeout_s=280)
     assert result.agent_steps_per_s > 0
@@ -49,6 +59,7 @@ def test_a_peers_dqn_trains_at_the_replay_ratio(name: str) -> None:
 
 
 @pytest.mark.usefixtures("beside_other_rays")
+@pytest.mark.peers
 def test_a_peers_impala_trains_and_counts_what_it_learned_from() -> None:
     result = run_peer("rllib", TINY_IMPALA, timeout_s=280)
     assert result.agent_steps_per_s > 0

@@ -22,6 +22,7 @@ from mario_dist.bench.cluster import LocalCluster, local_cluster, submitted, tra
 from mario_dist.checkpoint import has_replay, list_checkpoints, load_checkpoint
 from mario_dist.cli.config import read_config
 from mario_dist.config import RunConfig
+from mario_dist.registry import default_tracking_uri
 from mario_dist.store import RunStore
 from mario_dist.system.ray_metrics import COUNTERS, GAUGES
 
@@ -33,7 +34,7 @@ pytestmark = pytest.mark.timeout(600)
 @pytest.fixture(scope="module")
 def cluster(ray_lock: Callable[[int], AbstractContextManager[None]]) -> Iterator[LocalCluster]:
     """A head without cores, and a node for the learner with room for a rollout actor beside it."""
-    with ray_lock(fcntl.LOCK_EX), local_cluster() as started:
+    with ray_lock(fcntl.LOCK_SH), local_cluster() as started:
         started.add_node("learner", 2, {"learner": 1})
         yield started
 
@@ -70,7 +71,7 @@ def test_a_run_whose_driver_was_killed_goes_on_when_it_is_submitted_again(
 ) -> None:
     """By Ape-X, whose replay lies on the learner's node; its checkpoints are in an S3."""
     with s3_server() as s3:
-        env = {**s3.env, "MARIO_DIST_STORAGE": s3.url}
+        env = {**s3.env, "MARIO_DIST_STORAGE": s3.url, "MLFLOW_TRACKING_URI": default_tracking_uri()}
         config = apex_config(
             total_steps=10**8,
             system={"driver": "auto"},

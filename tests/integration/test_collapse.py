@@ -7,6 +7,7 @@ import pytest
 
 from mario_dist.checkpoint import list_checkpoints, load_checkpoint
 from mario_dist.config import RunConfig
+from mario_dist.registry import default_tracking_uri
 from mario_dist.store import RunStore
 from mario_dist.system.run import RunResult, run_training
 
@@ -27,7 +28,7 @@ def collapsing(probe_config: MakeConfig, on_collapse: str) -> RunConfig:
 def go(config: RunConfig, runs: Path) -> RunResult:
     runs.mkdir(exist_ok=True)
     return run_training(
-        config, runs, store_url=f"sqlite:///{runs}/mario.db", tracking_uri=f"sqlite:///{runs}/mlflow.db"
+        config, runs, store_url=f"sqlite:///{runs}/mario.db", tracking_uri=default_tracking_uri()
     )
 
 
@@ -55,7 +56,7 @@ def test_a_collapse_is_told_on_the_screen_in_the_store_and_in_mlflow(
 
     from mlflow import MlflowClient
 
-    client = MlflowClient(f"sqlite:///{tmp_path}/runs/mlflow.db")
+    client = MlflowClient(default_tracking_uri())
     with RunStore(f"sqlite:///{tmp_path}/runs/mario.db") as store:
         run = client.get_run(str(store.get_run(result.run_id).mlflow_run_id))
     assert set(told) <= set(run.data.metrics)

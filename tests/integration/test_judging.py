@@ -9,6 +9,7 @@ import pytest
 from support.commands import Result
 
 from mario_dist.config import parse
+from mario_dist.registry import default_tracking_uri
 from mario_dist.store import RunStore
 from mario_dist.system.run import run_training
 
@@ -27,10 +28,10 @@ CONFIG = parse(
 
 
 @pytest.fixture(scope="module")
-def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def trained(tmp_path_factory: pytest.TempPathFactory, tracking_uri: str) -> Path:
     """A runs folder with one short run in it."""
     runs = tmp_path_factory.mktemp("judged")
-    urls = {"store_url": f"sqlite:///{runs}/mario.db", "tracking_uri": f"sqlite:///{runs}/mlflow.db"}
+    urls = {"store_url": f"sqlite:///{runs}/mario.db", "tracking_uri": tracking_uri}
     run_training(CONFIG, runs, **urls)
     return runs
 
@@ -82,7 +83,7 @@ def test_the_same_protocol_and_seed_give_the_same_report_kept_with_the_checkpoin
 
     from mlflow import MlflowClient
 
-    client = MlflowClient(f"sqlite:///{runs}/mlflow.db")
+    client = MlflowClient(default_tracking_uri())
     metrics = client.get_run(str(run.mlflow_run_id)).data.metrics
     assert metrics["eval/custom/x_pos_mean"] == pytest.approx(report["x_pos"]["mean"])
     assert metrics["eval/custom/clear_rate"] == 0.0

@@ -45,7 +45,7 @@ def go(
         config,
         runs,
         store_url=f"sqlite:///{runs}/mario.db",
-        tracking_uri=f"sqlite:///{runs}/mlflow.db",
+        tracking_uri=default_tracking_uri(),
         resume=resume,
         init=init,
     )
@@ -61,35 +61,19 @@ def assert_same_arrays(a: TrainState, b: TrainState) -> None:
         np.testing.assert_array_equal(a.arrays[name], b.arrays[name], err_msg=name)
 
 
-@pytest.mark.parametrize("kind", ["probe", "mario"])
-def test_the_same_seed_gives_identical_weights_and_another_seed_others(
-    kind: str, tmp_path: Path, probe_config: Callable[..., RunConfig]
-) -> None:
-    config = MARIO if kind == "mario" else probe_config(rollout={"actors": 2})
-    first, second = newest(go(config, tmp_path / "a")), newest(go(config, tmp_path / "b"))
-    assert_same_arrays(first, second)
-    assert any(name.startswith("learner.network.") for name in first.arrays)
-    if kind == "probe":
-        other = newest(go(probe_config(rollout={"actors": 2}, seed=1), tmp_path / "c"))
-        assert any((first.arrays[n] != other.arrays[n]).any() for n in first.arrays if "weight" in n)
-
-
-@pytest.mark.parametrize("kind", ["probe", "mario"])
-def test_interrupted_at_half_and_resumed_equals_uninterrupted_bit_for_bit(
-    kind: str, tmp_path: Path, probe_config: Callable[..., RunConfig]
-) -> None:
-    config = MARIO if kind == "mario" else probe_config(rollout={"actors": 2})
-    whole = go(config, tmp_path / "whole")
+# On the probe, by every algorithm and with many stops: test_determinism.py.
+def test_interrupted_at_half_and_resumed_equals_uninterrupted_bit_for_bit(tmp_path: Path) -> None:
+    whole = go(MARIO, tmp_path / "whole")
     # The whole run's own checkpoint at half is the moment at which a kill -9 would have left it.
     half_path = list_checkpoints(whole.directory / "checkpoints")[-1]
     half = load_checkpoint(half_path)
-    assert 0 < half.meta["counters"]["agent_steps"] < config.total_steps
+    assert 0 < half.meta["counters"]["agent_steps"] < MARIO.total_steps
     expected = newest(whole)
     assert half_path != list_checkpoints(whole.directory / "checkpoints")[0]
     with RunStore(f"sqlite:///{tmp_path}/whole/mario.db") as store:
         rows_expected = store.episodes(whole.run_id)
 
-    again = go(config, tmp_path / "whole", resume=half)
+    again = go(MARIO, tmp_path / "whole", resume=half)
     assert again.run_id == whole.run_id
     # What the first branch had saved after that moment is set aside, and the new one's is kept.
     assert list((whole.directory / "checkpoints").glob("abandoned-step-*"))
@@ -143,7 +127,7 @@ def test_store_mlflow_and_files_agree_with_the_run(
     assert checkpoints[-1].evaluation is not None
     assert (result.directory / "config.yaml").is_file()
 
-    client = mlflow.MlflowClient(f"sqlite:///{runs}/mlflow.db")
+    client = mlflow.MlflowClient(default_tracking_uri())
     assert run.mlflow_run_id is not None
     tracked = client.get_run(run.mlflow_run_id)
     assert tracked.info.status == "FINISHED"

@@ -46,7 +46,6 @@ def start(config: RunConfig, machine: Path, env: Mapping[str, str]) -> subproces
                 **env,
                 "MARIO_DIST_RUNS": str(machine / "runs"),
                 "MARIO_DIST_DB": f"sqlite:///{machine}/mario.db",
-                "MLFLOW_TRACKING_URI": f"sqlite:///{machine}/mlflow.db",
             },
         )
 

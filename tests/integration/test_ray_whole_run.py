@@ -10,6 +10,7 @@ import pytest
 from mario_dist.checkpoint import list_checkpoints, load_checkpoint
 from mario_dist.config import RunConfig
 from mario_dist.errors import UserError
+from mario_dist.registry import default_tracking_uri
 from mario_dist.store import RunStore
 from mario_dist.system.run import RunResult, run_training
 
@@ -26,7 +27,7 @@ def test_a_whole_run_on_ray_is_stored_and_resumes(tmp_path: Path, probe_config: 
             config,
             tmp_path,
             store_url=f"sqlite:///{tmp_path}/mario.db",
-            tracking_uri=f"sqlite:///{tmp_path}/mlflow.db",
+            tracking_uri=default_tracking_uri(),
             address="local",
             resume=None if resume is None else load_checkpoint(resume),
         )
@@ -53,7 +54,7 @@ def test_bad_addresses_and_taken_ports_are_one_line(tmp_path: Path, probe_config
             config,
             tmp_path,
             store_url=f"sqlite:///{tmp_path}/mario.db",
-            tracking_uri=f"sqlite:///{tmp_path}/mlflow.db",
+            tracking_uri=default_tracking_uri(),
             address=address,
         )
 

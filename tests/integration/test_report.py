@@ -41,13 +41,13 @@ def run_here(monkeypatch: pytest.MonkeyPatch, runs: Path, *arguments: str) -> in
 
 
 @pytest.fixture(scope="module")
-def runs(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def runs(tmp_path_factory: pytest.TempPathFactory, tracking_uri: str) -> Path:
     """The folder of two finished probe runs, the first of which has a hostile name."""
     folder = tmp_path_factory.mktemp("report") / "runs"
     for name, seed in ((HOSTILE, 1), ("tame", 2)):
         with pytest.MonkeyPatch.context() as patch:
             patch.delenv("MARIO_DIST_DB", raising=False)
-            patch.delenv("MLFLOW_TRACKING_URI", raising=False)
+            patch.setenv("MLFLOW_TRACKING_URI", tracking_uri)
             command = ["train", "configs/smoke.yaml", f"name={json.dumps(name)}", f"seed={seed}", *PROBE]
             assert run_here(patch, folder, *command) == 0
     return folder

@@ -70,6 +70,13 @@ def rewrite(package: Path, member: str, change: Callable[[bytes], bytes]) -> Non
     changed.replace(path)
 
 
+def bomb(package: Path) -> None:
+    """A weight of zeros that is a thousandth of itself in the archive."""
+    path = package / "data/model.pt2"
+    with zipfile.ZipFile(path, "a", zipfile.ZIP_DEFLATED) as archive:
+        archive.writestr("model/data/weights/weight_99", bytes(2**26))
+
+
 def pickle_inside(package: Path) -> None:
     rewrite(package, "model/data/sample_inputs/model.pt", lambda _: pickle.dumps(Payload()))
 
@@ -166,6 +173,7 @@ def seal_again(package: Path, server: MLflowServer, model: str) -> None:
         (lambda p: (p / "extra.pkl").write_bytes(b"x"), False, "extra.pkl was not there when"),
         (pickled, False, "model.pt2 is not what was registered"),
         (pickled, True, "its MLflow model was not written by mario-dist: data/model.pt2 has a member"),
+        (bomb, True, "data/model.pt2 would unpack to more than it is"),
         (pickle_inside, True, "its MLflow model cannot be loaded: Deserializing model using pickle is disal"),
         (own_loader, True, "MLmodel says python_function.loader_module: 'mlflow.pyfunc.model'"),
         (own_code, True, "MLmodel says pytorch.code: 'data'"),

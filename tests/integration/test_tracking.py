@@ -13,6 +13,7 @@ import pytest
 from mario_dist.checkpoint import list_checkpoints, load_checkpoint
 from mario_dist.config import RunConfig, dump
 from mario_dist.errors import UserError
+from mario_dist.registry import default_tracking_uri
 from mario_dist.store import RunStore
 from mario_dist.system.run import RunResult, run_training
 
@@ -25,7 +26,7 @@ def go(config: RunConfig, runs: Path, checkpoint: Path | None = None) -> RunResu
         config,
         runs,
         store_url=f"sqlite:///{runs}/mario.db",
-        tracking_uri=f"sqlite:///{runs}/mlflow.db",
+        tracking_uri=default_tracking_uri(),
         resume=None if checkpoint is None else load_checkpoint(checkpoint),
         resumed_from=checkpoint,
     )

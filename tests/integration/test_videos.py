@@ -15,6 +15,7 @@ from mario_dist.cli.config import read_config
 from mario_dist.cli.main import main
 from mario_dist.config import RunConfig, parse
 from mario_dist.evaluation import best_played
+from mario_dist.registry import default_tracking_uri
 from mario_dist.system.run import RunResult, run_training
 from mario_dist.types import U8
 
@@ -44,7 +45,7 @@ def go(config: RunConfig, runs: Path) -> RunResult:
         config,
         runs,
         store_url=f"sqlite:///{runs}/mario.db",
-        tracking_uri=f"sqlite:///{runs}/mlflow.db",
+        tracking_uri=default_tracking_uri(),
     )
 
 

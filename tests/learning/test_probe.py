@@ -6,6 +6,7 @@ from pathlib import Path
 import pytest
 
 from mario_dist.config import RunConfig
+from mario_dist.registry import default_tracking_uri
 from mario_dist.store import RunStore
 from mario_dist.system.run import run_training
 
@@ -62,7 +63,7 @@ def test_impala_solves_the_probe_within_a_minute(
 def assert_solved(config: RunConfig, tmp_path: Path) -> None:
     """The last evaluation clears nine episodes in ten; the first episodes were as good as random."""
     url = f"sqlite:///{tmp_path}/mario.db"
-    result = run_training(config, tmp_path, store_url=url, tracking_uri=f"sqlite:///{tmp_path}/mlflow.db")
+    result = run_training(config, tmp_path, store_url=url, tracking_uri=default_tracking_uri())
     with RunStore(url) as store:
         first = [e["episode_return"] for e in store.episodes(result.run_id)[:100]]
     assert sum(first) / len(first) < 5, "a random policy must not solve it"

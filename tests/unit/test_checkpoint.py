@@ -225,10 +225,12 @@ MANIFESTS = [
     '{"format": 1, "files": ["arrays.safetensors", "meta.json"]}',
     '{"name": "a web app", "icons": [], "start_url": "/"}',
     "\udcff",
+    "[" * 100_000,
+    '{"format": 1, "files": ' + "[" * 100_000,
 ]
 
 
-@pytest.mark.parametrize("manifest", MANIFESTS)
+@pytest.mark.parametrize("manifest", MANIFESTS, ids=lambda text: text[:40])
 def test_a_directory_of_something_else_is_refused(manifest: str, saved: Path) -> None:
     (saved / "manifest.json").write_text(manifest, errors="surrogateescape")
     with pytest.raises(CheckpointError, match=str(saved)):

@@ -4,6 +4,7 @@ import json
 import shutil
 import socket
 import subprocess
+import threading
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -171,6 +172,23 @@ def test_one_process_at_a_time_trains_a_run(
     assert len(notes) == 1
     with storage.held("run", notes.append):
         assert len(notes) == 1, "who ended has left nothing to wait for"
+
+
+def test_a_sign_of_life_that_cannot_be_read_is_not_nobodys(
+    storage: Storage, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(storage_module, "_STALE_S", 20.0)
+    monkeypatch.setattr(storage_module, "_POLL_S", 0.1)
+    with storage.held("run", print) as still_ours:
+        storage._write("run/owner.json", b"{")
+        still_ours()
+        threading.Timer(0.5, lambda: storage._sign("run/owner.json", "another")).start()
+        with pytest.raises(UserError, match="run is being trained by another process"):
+            storage.held("run", print).__enter__()
+    monkeypatch.setattr(storage_module, "_STALE_S", 0.3)
+    storage._write("run/owner.json", b"{")
+    with storage.held("run", print) as still_ours:
+        still_ours()
 
 
 @pytest.mark.parametrize("elsewhere", [False, True])
