@@ -85,8 +85,27 @@ class LocalCluster:
 
     def add_node(self, name: str, cpus: int, resources: Mapping[str, float] | None = None) -> None:
         """Returns once it belongs to the cluster."""
-        address = f"--address={_own_address()}:{self._port}"
-        self._start(name, [address, f"--num-cpus={cpus}", f"--resources={json.dumps(dict(resources or {}))}"])
+        self._start(
+            name,
+            [
+                f"--address={self.address}",
+                f"--num-cpus={cpus}",
+                f"--resources={json.dumps(dict(resources or {}))}",
+            ],
+        )
+
+    @property
+    def address(self) -> str:
+        """Where a driver joins."""
+        return f"{_own_address()}:{self._port}"
+
+    def processes(self) -> list[psutil.Process]:
+        """All of all nodes."""
+        found: list[psutil.Process] = []
+        for node in self._nodes.values():
+            with suppress(psutil.NoSuchProcess):
+                found += psutil.Process(node.pid).children(recursive=True)
+        return found
 
     def kill_node(self, name: str) -> None:
         """SIGKILL for all of its processes at once."""

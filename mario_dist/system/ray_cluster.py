@@ -4,8 +4,9 @@ import logging
 import socket
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import ray
@@ -18,6 +19,7 @@ from mario_dist.system.plan import Cores
 from mario_dist.system.ray import LEARNER, get, wait_a_while
 
 _SETTLE_S = 5.0
+_STARTS = 3
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,14 +44,7 @@ def connected(address: str | None, dashboard_port: int | None, *, cores: int) ->
         _check_port(dashboard_port)
     try:
         if local:
-            ray.init(
-                address="local",
-                num_cpus=max(machine.cores(), cores),
-                include_dashboard=dashboard_port is not None,
-                dashboard_port=dashboard_port,
-                log_to_driver=False,
-                logging_level=logging.ERROR,
-            )
+            _start(dashboard_port, max(machine.cores(), cores))
         else:
             ray.init(address=address, log_to_driver=False, logging_level=logging.ERROR)
     except (ConnectionError, ValueError, RuntimeError, RayError) as error:
@@ -66,6 +61,29 @@ def connected(address: str | None, dashboard_port: int | None, *, cores: int) ->
         yield
     finally:
         ray.shutdown()
+
+
+def _start(dashboard_port: int | None, cores: int) -> None:
+    for attempt in range(_STARTS):
+        try:
+            ray.init(
+                address="local",
+                num_cpus=cores,
+                include_dashboard=dashboard_port is not None,
+                dashboard_port=dashboard_port,
+                log_to_driver=False,
+                logging_level=logging.ERROR,
+            )
+            with suppress(OSError):  # Ray lets every user of the machine read it
+                (Path.home() / ".ray" / "auth_token").chmod(0o600)
+            return
+        except Exception as error:
+            # Ray gives its processes 30 s, too little on a busy machine, and has no type for that.
+            if "timed out during startup" not in str(error):
+                raise
+            ray.shutdown()
+            if attempt == _STARTS - 1:
+                raise UserError("this machine is too busy to start Ray; try again later") from error
 
 
 def spare_resources() -> Resources:
