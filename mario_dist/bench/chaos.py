@@ -46,6 +46,8 @@ _BETWEEN_S = (3.0, 8.0)
 _POLL_S = 0.2
 _PATIENCE_S = 240.0
 _DISK_BYTES = 2**28
+_SIGNS = {"actor": "actor_restarts", "shard": "replay_shard_restarts"}
+"""The count by which a run says that it saw the fault."""
 _CLASSES = {
     "actor": ("RolloutActor",),
     "shard": ("ShardActor",),
@@ -256,7 +258,8 @@ def _scene(config: RunConfig, small_disk: bool) -> Iterator[Scene]:
 def _hit(scene: Scene, kind: str, dice: random.Random) -> Hit:
     """One fault, and the way back from it."""
     assert scene.driver is not None
-    hit = Hit(kind, int(scene.reported().get("agent_steps", 0)))
+    report = scene.reported()
+    hit = Hit(kind, int(report.get("agent_steps", 0)))
     before = time.monotonic()
     if kind == "driver":
         scene.driver.kill()
@@ -289,7 +292,8 @@ def _hit(scene: Scene, kind: str, dice: random.Random) -> Hit:
         else:
             with suppress(psutil.NoSuchProcess):
                 victim.kill()
-    _recover(scene, hit)
+    sign = _SIGNS.get(kind)
+    _recover(scene, hit, {} if sign is None else {sign: report.get(sign, 0.0)})
     hit.recovered_s = time.monotonic() - before
     return hit
 
@@ -310,8 +314,8 @@ def _victims(scene: Scene, kind: str) -> list[psutil.Process]:
     raise UserError(f"there is no process of the kind {kind}")
 
 
-def _recover(scene: Scene, hit: Hit) -> None:
-    """Return once two reports came after the fault, the second with all actors.
+def _recover(scene: Scene, hit: Hit, before: Mapping[str, float]) -> None:
+    """Return once two reports came after the fault, the second with all actors and more of ``before``.
 
     A run that ended is started again. Raises ``UserError`` where that does not help, or it ended badly.
     """
@@ -329,7 +333,8 @@ def _recover(scene: Scene, hit: Hit) -> None:
             scene.train()
         report = scene.reported()
         steps = report.get("agent_steps")
-        complete = len(seen) < 2 or report.get("rollout_actors", 0.0) >= _ACTORS
+        noticed = hit.ended or all(report.get(name, 0.0) > value for name, value in before.items())
+        complete = len(seen) < 2 or (noticed and report.get("rollout_actors", 0.0) >= _ACTORS)
         if steps is not None and steps not in seen[-1:] and complete:
             seen.append(steps)
         time.sleep(_POLL_S)
@@ -346,7 +351,7 @@ def _check_end(scene: Scene, hit: Hit) -> None:
 
 def _await_report(scene: Scene, announce: Callable[[str], None]) -> None:
     first = Hit("start", 0)
-    _recover(scene, first)
+    _recover(scene, first, {})
     if first.ended:
         raise UserError(f"the training does not start: {scene.last_line()}")
 

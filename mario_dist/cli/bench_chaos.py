@@ -31,10 +31,12 @@ def chaos(
     """
     from mario_dist.bench.chaos import KINDS, bench_chaos
     from mario_dist.cli.config import read_config
+    from mario_dist.system.stop import interrupted_by_sigterm
 
     config = read_config(arguments or [], _DEFAULT)
     kinds = [kind.strip() for kind in faults.split(",")] if faults else list(KINDS)
-    document = bench_chaos(config, kinds, each, seed, lambda text: typer.echo(text, err=True))
+    with interrupted_by_sigterm():  # nothing that it started may stay
+        document = bench_chaos(config, kinds, each, seed, lambda text: typer.echo(text, err=True))
     books = document["books"]
     if as_json:
         print(json.dumps(document))
