@@ -7,13 +7,14 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import psutil
 
 from mario_dist import config as configuration
 from mario_dist import machine
@@ -56,7 +57,7 @@ def bench_outage(
         temporary_postgres() as server,
         tempfile.TemporaryDirectory(prefix="mario-dist-outage-") as folder,
         RunStore(server.url) as store,
-        _training(config, server.url, Path(folder)) as training,
+        trained(config, server.url, Path(folder)) as training,
     ):
         announce("the training begins")
         run = training.wait_for(lambda: reporting(store))
@@ -150,6 +151,13 @@ class Training:
         """Its exit code, once it has ended. Raises ``subprocess.TimeoutExpired``."""
         return self._process.wait(timeout_s)
 
+    def processes(self) -> list[psutil.Process]:
+        """Itself and all that it started."""
+        with suppress(psutil.NoSuchProcess):
+            process = psutil.Process(self._process.pid)
+            return [process, *process.children(recursive=True)]
+        return []
+
     def stop(self) -> None:
         """As a user stops it."""
         self._process.send_signal(signal.SIGTERM)
@@ -162,8 +170,10 @@ class Training:
 
 
 @contextmanager
-def _training(config: RunConfig, store_url: str, runs: Path) -> Iterator[Training]:
-    """A training in a process of its own, which ends with the block."""
+def trained(
+    config: RunConfig, store_url: str, runs: Path, env: Mapping[str, str] | None = None
+) -> Iterator[Training]:
+    """A training in a process of its own, which ends with the block. env: for it, beside its places."""
     path, log = runs / "config.yaml", runs / "log"
     path.write_text(configuration.dump(config))
     here = {
@@ -177,7 +187,7 @@ def _training(config: RunConfig, store_url: str, runs: Path) -> Iterator[Trainin
             stdin=subprocess.DEVNULL,
             stdout=output,
             stderr=output,
-            env=os.environ | here,
+            env=os.environ | here | dict(env or {}),
         )
     try:
         yield Training(process, log)

@@ -5,7 +5,7 @@ import traceback
 
 import typer
 
-from mario_dist.cli.bench_chaos import bench_app
+from mario_dist.cli.bench_load import bench_app
 from mario_dist.cli.db import db_app
 from mario_dist.cli.doctor import doctor
 from mario_dist.cli.evaluate import evaluate_command

@@ -1,0 +1,75 @@
+"""bench chaos and bench load: a training that is harmed, and one that has too few cores."""
+
+import json
+import os
+import subprocess
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+from support.commands import Result
+
+from mario_dist.bench.load import _processes
+
+ROOT = Path(__file__).parents[2]
+
+
+@pytest.mark.chaos
+@pytest.mark.timeout(1800)
+def test_every_fault_once() -> None:
+    done = subprocess.run(
+        [ROOT / "scripts" / "chaos", "--seed", "2", "--json"], capture_output=True, text=True, timeout=1800
+    )
+    assert done.returncode == 0, done.stderr
+    document = json.loads(done.stdout)
+    assert document["books"]["balanced"]
+    assert document["books"]["episodes"]["stored"] > 0
+    assert {row["times"] for row in document["faults"].values()} == {1}
+    # Only these may end a run; all others are borne.
+    assert {name for name, row in document["faults"].items() if row["ended"]} <= {"driver", "learner", "disk"}
+
+
+@pytest.mark.parametrize(
+    ("arguments", "says"),
+    [
+        (("--faults", "actor,meteor"), "there is no fault meteor; faults are actor, shard"),
+        (("configs/ppo-1-1.yaml", "--faults", "shard"), "algo.name=ppo has no replay shards"),
+        (("algo.gama=1",), "unknown key algo.gama"),
+    ],
+)
+def test_what_cannot_be_done_is_refused_before_anything_starts(
+    arguments: tuple[str, ...], says: str, here: Callable[..., Result]
+) -> None:
+    told = here("bench", "chaos", *arguments)
+    assert (told.returncode, told.stdout) == (1, "")
+    assert says in told.stderr
+
+
+@pytest.mark.skipif(os.geteuid() == 0, reason="root may mount")
+def test_a_full_disk_takes_root(here: Callable[..., Result]) -> None:
+    assert "the fault disk mounts a small file system" in here("bench", "chaos", "--faults", "disk").stderr
+
+
+@pytest.mark.usefixtures("beside_other_rays")
+def test_a_load_is_measured_process_by_process(here: Callable[..., Result]) -> None:
+    small = ["rollout.lanes=2", "rollout.unroll_length=8", "network.hidden=16", "learner.threads=1"]
+    told = here("bench", "load", *small, "--minutes", "0.3", "--times", "1", "--json")
+    document = json.loads(told.stdout)
+    assert document["agent_steps"] > 0
+    assert document["spilled_bytes"] == 0
+    actors = document["processes"]["ray::RolloutActor"]
+    assert actors["number"] == document["actors"]
+    assert {"driver", "ray::LearnerActor", "raylet"} <= set(document["processes"])
+    assert all(row["private_mib"] > 1.0 for row in document["processes"].values())
+
+
+def test_memory_that_grows_is_found() -> None:
+    marks = [0.0, 900.0, 1800.0, 2700.0, 3600.0]
+    series = [(float(at), 100.0 + 0.02 * at) for at in range(0, 3600, 10)]
+    flat = [(float(at), 100.0 + at % 7) for at in range(0, 3600, 10)]
+    late = [(float(at), 500.0) for at in range(3000, 3600, 10)]
+    found = _processes({("grows", 1): series, ("flat", 2): flat, ("flat", 3): flat, ("late", 4): late}, marks)
+    assert set(found) == {"grows", "flat"}
+    assert found["grows"]["growth_mib_per_h"] == pytest.approx(72.0, rel=0.01)
+    assert (found["grows"]["steady"], found["flat"]["steady"]) == (False, True)
+    assert found["flat"]["number"] == 2
