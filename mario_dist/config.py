@@ -439,19 +439,18 @@ def flatten(tree: Mapping[str, Any], prefix: str = "") -> dict[str, str | int | 
     return flat
 
 
-def _too_large(node: Any, key: str = "") -> str | None:
-    """The key of a whole number that is beyond use, if there is one."""
-    if isinstance(node, int) and abs(node) > _LARGEST:
-        return key
-    inside = (
-        node.items()
-        if isinstance(node, Mapping)
-        else ((key, v) for v in node)
-        if isinstance(node, list)
-        else ()
-    )
-    prefix = f"{key}." if key and isinstance(node, Mapping) else ""
-    return next((found for name, value in inside if (found := _too_large(value, f"{prefix}{name}"))), None)
+def _too_large(tree: Mapping[str, Any]) -> str | None:
+    """The key of a whole number that is beyond use, if there is one, however deep."""
+    nodes: list[tuple[str, Any]] = [(str(key), value) for key, value in tree.items()]
+    while nodes:
+        key, node = nodes.pop()
+        if isinstance(node, int) and abs(node) > _LARGEST:
+            return key
+        if isinstance(node, Mapping):
+            nodes += [(f"{key}.{name}", value) for name, value in node.items()]
+        elif isinstance(node, list):
+            nodes += [(key, value) for value in node]
+    return None
 
 
 def _explain(root: type, loc: tuple[int | str, ...], kind: str, message: str) -> str:

@@ -176,7 +176,7 @@ class Storage:
         until = time.monotonic() + _STALE_S
         while time.monotonic() < until:
             time.sleep(_POLL_S)
-            now = self._owner(key) or self._owner(key)
+            now = self._owner(key) or self._owner(key)  # it may have been looked at while it was renewed
             if now is None:
                 return True
             if now != seen:

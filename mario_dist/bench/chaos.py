@@ -7,14 +7,9 @@ The moments and the victims follow from a seed; which process of a kind is met d
 import dataclasses
 import os
 import random
-import signal
-import socket
 import statistics
-import subprocess
-import sys
 import tempfile
 import time
-import urllib.request
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
@@ -26,9 +21,11 @@ import psutil
 from mario_dist import config as configuration
 from mario_dist import machine
 from mario_dist.bench.cluster import LocalCluster, local_cluster
-from mario_dist.bench.outage import ENDLESS, count_episodes
+from mario_dist.bench.disk import filled, small_disk
+from mario_dist.bench.mlflow_server import MLflowServer
+from mario_dist.bench.outage import ENDLESS, Training, count_episodes, endless, launch
 from mario_dist.bench.postgres import PostgresServer, temporary_postgres
-from mario_dist.checkpoint import list_checkpoints, load_checkpoint
+from mario_dist.checkpoint import CheckpointError, list_checkpoints, load_checkpoint
 from mario_dist.config import RunConfig
 from mario_dist.errors import UserError
 from mario_dist.store import RunStore
@@ -36,8 +33,8 @@ from mario_dist.store import RunStore
 RUN = "chaos"
 KINDS = ("actor", "shard", "learner", "driver", "node", "pause", "postgres", "mlflow", "disk")
 """SIGKILL for a rollout actor, a replay shard, the learner (which holds the queue), the driver (which writes
-to the store) or all processes of a node; a pause of any of them, which delays its messages; a server that
-goes and comes back; a full disk."""
+to the store) or all processes of a node; a pause of an actor, a shard or the learner, which delays its
+messages; a server that goes and comes back; a full disk."""
 
 _ACTORS = 2
 _PAUSE_S = (1.0, 6.0)
@@ -59,12 +56,12 @@ _CLASSES = {
 @dataclass
 class Hit:
     """One fault. recovered_s: until a report that was made after it, with all actors and all servers there.
-    ended: the run stopped, with ``said`` as its last line, and was started again by the same command."""
+    starts: how often the run had ended, the last time with the line ``said``, and was started again."""
 
     kind: str
     at_step: int
     recovered_s: float = 0.0
-    ended: bool = False
+    starts: int = 0
     said: str = ""
 
 
@@ -74,32 +71,17 @@ class Scene:
 
     cluster: LocalCluster
     postgres: PostgresServer
-    mlflow: "Server"
+    mlflow: MLflowServer
     runs: Path
     config: Path
     env: Mapping[str, str]
     store: RunStore
     log: Path
-    driver: "subprocess.Popen[bytes] | None" = None
+    training: Training
 
     def train(self) -> None:
-        """The command, for the first time or again."""
-        with self.log.open("ab") as output:
-            self.driver = subprocess.Popen(
-                [
-                    sys.executable,
-                    "-m",
-                    "mario_dist.cli.main",
-                    "train",
-                    str(self.config),
-                    f"--address={self.cluster.address}",
-                    f"--run-id={RUN}",
-                ],
-                stdin=subprocess.DEVNULL,
-                stdout=output,
-                stderr=output,
-                env=self.env,
-            )
+        """The same command again."""
+        self.training = _train(self.config, self.cluster, self.log, self.env)
 
     def reported(self) -> dict[str, float]:
         """The newest report; empty where there is none, or nobody to ask."""
@@ -110,58 +92,14 @@ class Scene:
         found = {row["name"]: row["value"] for row in rows}
         return {**found, "agent_steps": float(rows[0]["agent_steps"])} if rows else {}
 
-    def last_line(self) -> str:
-        lines = [line for line in self.log.read_text(errors="replace").splitlines() if line.strip()]
-        return lines[-1] if lines else ""
-
-
-class Server:
-    """An MLflow server on a fixed port, which can be killed and started again."""
-
-    def __init__(self, folder: Path) -> None:
-        with socket.socket() as probe:
-            probe.bind(("127.0.0.1", 0))
-            self._port = int(probe.getsockname()[1])
-        self._folder = folder
-        self.url = f"http://127.0.0.1:{self._port}"
-        self.start()
-
-    def start(self) -> None:
-        """Returns once it answers."""
-        with (self._folder / "mlflow.log").open("ab") as log:
-            self._process = subprocess.Popen(
-                [
-                    *(sys.executable, "-m", "mlflow", "server", "--workers=1", "--host=127.0.0.1"),
-                    f"--port={self._port}",
-                    f"--backend-store-uri=sqlite:///{self._folder}/mlflow.db",
-                    f"--artifacts-destination={self._folder}/artifacts",
-                ],
-                stdin=subprocess.DEVNULL,
-                stdout=log,
-                stderr=log,
-                start_new_session=True,
-                env={**os.environ, "MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false"},
-            )
-        until = time.monotonic() + _PATIENCE_S
-        while time.monotonic() < until and self._process.poll() is None:
-            with suppress(OSError), urllib.request.urlopen(f"{self.url}/health", timeout=5):
-                return
-            time.sleep(_POLL_S)
-        raise UserError("the MLflow server does not start")
-
-    def kill(self) -> None:
-        with suppress(ProcessLookupError):
-            os.killpg(self._process.pid, signal.SIGKILL)
-        self._process.wait()
-
 
 def bench_chaos(
     config: RunConfig, kinds: Sequence[str], each: int, seed: int, announce: Callable[[str], None]
 ) -> dict[str, Any]:
     """Train as ``config`` says, without evaluations, through ``each`` faults of every kind, in random order.
 
-    recovered_s: median and most, by kind. ended: how often the run stopped and was started again.
-    lost_unrolls: as the run counts them. books: what must be as it is, and whether it is; see ``_books``.
+    recovered_s: median and most, by kind. starts: how often the run ended and was started again.
+    lost_unrolls: as the run counts them, since its last start. books: see ``_books``.
 
     Raises ``UserError`` where the run does not come back, or stops in more than one line.
     """
@@ -175,28 +113,24 @@ def bench_chaos(
     order = [kind for kind in kinds for _ in range(each)]
     dice = random.Random(seed)
     dice.shuffle(order)
-    with _scene(config, small_disk="disk" in kinds) as scene:
-        scene.train()
-        _await_report(scene, announce)
+    with _scene(config, on_small_disk="disk" in kinds) as scene:
+        _await_report(scene)
         announce(f"training with {_ACTORS} rollout actors; {len(order)} faults follow")
         hits = []
         for number, kind in enumerate(order, 1):
-            _go_on(scene, dice.uniform(*_BETWEEN_S))
+            scene.training.go_on(dice.uniform(*_BETWEEN_S))
             hit = _hit(scene, kind, dice)
             hits.append(hit)
-            what = f", ended: {hit.said}" if hit.ended else ""
+            what = f", started again {hit.starts} x: {hit.said}" if hit.starts else ""
             announce(f"{number:3d} {kind:9s} recovered after {hit.recovered_s:5.1f} s{what}")
-        _go_on(scene, 5.0)
+        scene.training.go_on(_BETWEEN_S[0])
         lost = scene.reported().get("lost_unrolls", 0.0)
-        assert scene.driver is not None
-        scene.driver.send_signal(signal.SIGTERM)
-        if scene.driver.wait(_PATIENCE_S):
-            raise UserError(f"the run did not stop well: {scene.last_line()}")
-        books = _books(scene)
+        scene.training.stop()
+        books = _books(scene.store, RUN, scene.runs / RUN)
     spread = {
         kind: {
             "times": len(times := [hit.recovered_s for hit in hits if hit.kind == kind]),
-            "ended": sum(hit.ended for hit in hits if hit.kind == kind),
+            "starts": sum(hit.starts for hit in hits if hit.kind == kind),
             "median_s": statistics.median(times),
             "most_s": max(times),
         }
@@ -214,25 +148,20 @@ def bench_chaos(
 
 
 @contextmanager
-def _scene(config: RunConfig, small_disk: bool) -> Iterator[Scene]:
+def _scene(config: RunConfig, on_small_disk: bool) -> Iterator[Scene]:
     config = dataclasses.replace(
-        config,
-        total_steps=ENDLESS,
-        evaluation=dataclasses.replace(config.evaluation, every_steps=0),
-        stop=dataclasses.replace(config.stop, clear_rate=None),
-        system=dataclasses.replace(config.system, max_restarts=ENDLESS),
+        endless(config), system=dataclasses.replace(config.system, max_restarts=ENDLESS)
     )
     with ExitStack() as stack:
         postgres = stack.enter_context(temporary_postgres())
         folder = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="mario-dist-chaos-")))
-        mlflow = Server(folder)
+        mlflow = MLflowServer(folder, f"sqlite:///{folder}/mlflow.db")
         stack.callback(mlflow.kill)
+        mlflow.wait()
         runs = folder / "runs"
         runs.mkdir()
-        if small_disk:
-            options = f"size={_DISK_BYTES}"
-            subprocess.run(["mount", "-t", "tmpfs", "-o", options, "tmpfs", str(runs)], check=True)
-            stack.callback(subprocess.run, ["umount", "--lazy", str(runs)], check=False)
+        if on_small_disk:
+            stack.enter_context(small_disk(runs, _DISK_BYTES))
         cluster = stack.enter_context(local_cluster())
         beside = (config.replay.shards or 1) if config.algo.replayed else 0
         cluster.add_node("learner", (config.learner.threads or 1) + beside, {"learner": 1})
@@ -246,24 +175,28 @@ def _scene(config: RunConfig, small_disk: bool) -> Iterator[Scene]:
             "MLFLOW_TRACKING_URI": mlflow.url,
         }
         store = stack.enter_context(RunStore(postgres.url))
-        scene = Scene(cluster, postgres, mlflow, runs, path, env, store, folder / "log")
+        log = folder / "log"
+        training = _train(path, cluster, log, env)
+        scene = Scene(cluster, postgres, mlflow, runs, path, env, store, log, training)
         try:
             yield scene
         finally:
-            if scene.driver is not None:
-                scene.driver.kill()
-                scene.driver.wait()
+            scene.training.kill()
+
+
+def _train(config: Path, cluster: LocalCluster, log: Path, env: Mapping[str, str]) -> Training:
+    return launch(["train", str(config), f"--address={cluster.address}", f"--run-id={RUN}"], log, env)
 
 
 def _hit(scene: Scene, kind: str, dice: random.Random) -> Hit:
     """One fault, and the way back from it."""
-    assert scene.driver is not None
     report = scene.reported()
     hit = Hit(kind, int(report.get("agent_steps", 0)))
     before = time.monotonic()
     if kind == "driver":
-        scene.driver.kill()
-        scene.driver.wait()
+        scene.training.kill()
+        hit.starts = 1
+        scene.train()
     elif kind == "node":
         scene.cluster.kill_node("rollouts")
         scene.cluster.add_node("rollouts", _ACTORS)
@@ -275,13 +208,10 @@ def _hit(scene: Scene, kind: str, dice: random.Random) -> Hit:
         scene.mlflow.kill()
         time.sleep(_AWAY_S)
         scene.mlflow.start()
+        scene.mlflow.wait()
     elif kind == "disk":
-        filler = scene.runs / "filler"
-        with suppress(OSError), filler.open("wb") as file:
-            while True:
-                file.write(bytes(2**20))
-        time.sleep(_AWAY_S)
-        filler.unlink()
+        with filled(scene.runs):
+            time.sleep(_AWAY_S)
     else:
         victim = dice.choice(_victims(scene, kind))
         if kind == "pause":
@@ -319,21 +249,20 @@ def _recover(scene: Scene, hit: Hit, before: Mapping[str, float]) -> None:
 
     A run that ended is started again. Raises ``UserError`` where that does not help, or it ended badly.
     """
-    assert scene.driver is not None
-    started = time.monotonic()
+    until = time.monotonic() + _PATIENCE_S
     seen: list[float] = []
     while len(seen) < 3:
-        if time.monotonic() - started > _PATIENCE_S:
-            raise UserError(f"no way back from {hit.kind} for {_PATIENCE_S:.0f} s: {scene.last_line()}")
-        if scene.driver.poll() is not None:
-            if hit.kind != "driver":
-                _check_end(scene, hit)
-            hit.ended = True
+        if time.monotonic() > until:
+            said = scene.training.said()[-1:]
+            raise UserError(f"no way back from {hit.kind} for {_PATIENCE_S:.0f} s: {said}")
+        if scene.training.exit_code() is not None:
+            _check_end(scene, hit)
+            hit.starts += 1
             seen = []
             scene.train()
         report = scene.reported()
         steps = report.get("agent_steps")
-        noticed = hit.ended or all(report.get(name, 0.0) > value for name, value in before.items())
+        noticed = hit.starts > 0 or all(report.get(name, 0.0) > value for name, value in before.items())
         complete = len(seen) < 2 or (noticed and report.get("rollout_actors", 0.0) >= _ACTORS)
         if steps is not None and steps not in seen[-1:] and complete:
             seen.append(steps)
@@ -342,53 +271,54 @@ def _recover(scene: Scene, hit: Hit, before: Mapping[str, float]) -> None:
 
 def _check_end(scene: Scene, hit: Hit) -> None:
     """A run that gives up says why in one line."""
-    assert scene.driver is not None
-    hit.said = scene.last_line()
-    code, text = scene.driver.returncode, scene.log.read_text(errors="replace")
-    if code != 1 or not hit.said.startswith("error: ") or "Traceback" in text:
+    lines, code = scene.training.said(), scene.training.exit_code()
+    hit.said = lines[-1] if lines else ""
+    if code != 1 or not hit.said.startswith("error: ") or any("Traceback" in line for line in lines):
         raise UserError(f"after {hit.kind} the run ended with exit code {code}, not in one line: {hit.said}")
 
 
-def _await_report(scene: Scene, announce: Callable[[str], None]) -> None:
+def _await_report(scene: Scene) -> None:
     first = Hit("start", 0)
     _recover(scene, first, {})
-    if first.ended:
-        raise UserError(f"the training does not start: {scene.last_line()}")
+    if first.starts:
+        raise UserError(f"the training does not start: {first.said}")
 
 
-def _go_on(scene: Scene, seconds: float) -> None:
-    assert scene.driver is not None
-    with suppress(subprocess.TimeoutExpired):
-        code = scene.driver.wait(seconds)
-        raise UserError(f"the run ended by itself with exit code {code}: {scene.last_line()}")
-
-
-def _books(scene: Scene) -> dict[str, Any]:
+def _books(store: RunStore, run_id: str, directory: Path) -> dict[str, Any]:
     """What the store, the checkpoints and the reports say of the whole run, and whether it fits together.
 
     Every episode that the run counted is stored once. The steps of all episodes are at most the run's. Agent
     steps and versions of the weights only grow from report to report. Every checkpoint is whole.
     """
-    checkpoints = list_checkpoints(scene.runs / RUN / "checkpoints")
-    counters = [load_checkpoint(path).meta["counters"] for path in checkpoints]
-    rows = scene.store.episodes(RUN)
-    episodes = count_episodes(rows, counters[0]["episodes"])
-    versions = [row["value"] for row in scene.store.metrics(RUN, ["version"])]
-    steps = [row["agent_steps"] for row in scene.store.metrics(RUN, ["version"])]
-    once = episodes["counted"] == episodes["stored"] == episodes["distinct"]
+    checkpoints = list_checkpoints(directory / "checkpoints")
+    whole = [path for path in checkpoints if _is_whole(path)]
+    counters = load_checkpoint(whole[0]).meta["counters"] if whole else {"episodes": 0, "agent_steps": 0}
+    rows = store.episodes(run_id)
+    episodes = count_episodes(rows, counters["episodes"])
+    reports = store.metrics(run_id, ["version"])
+    versions = [row["value"] for row in reports]
+    steps = [row["agent_steps"] for row in reports]
     length = sum(row["length"] for row in rows)
     fits = {
-        "every_episode_once": once,
-        "steps_once": 0 < length <= counters[0]["agent_steps"] and steps == sorted(set(steps)),
+        "every_episode_once": episodes["counted"] == episodes["stored"] == episodes["distinct"],
+        "steps_once": 0 < length <= counters["agent_steps"] and steps == sorted(set(steps)),
         "versions_grow": versions == sorted(versions),
-        "checkpoints_whole": len(counters) > 0,
+        "checkpoints_whole": len(whole) == len(checkpoints) > 0,
     }
     return {
         **fits,
-        "balanced": all(fits.values()),
+        "wrong": [name for name, holds in fits.items() if not holds],
         "episodes": episodes,
-        "agent_steps": counters[0]["agent_steps"],
+        "agent_steps": counters["agent_steps"],
         "steps_of_episodes": length,
-        "checkpoints": len(counters),
+        "checkpoints": len(checkpoints),
         "incarnations": len({row["incarnation"] for row in rows}),
     }
+
+
+def _is_whole(path: Path) -> bool:
+    try:
+        load_checkpoint(path)
+    except CheckpointError:
+        return False
+    return True

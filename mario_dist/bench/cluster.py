@@ -23,6 +23,8 @@ from mario_dist.bench.outage import (
     ENDLESS,
     Training,
     count_episodes,
+    endless,
+    launch,
     reporting,
     speeds_between,
     wall_s_now,
@@ -190,10 +192,7 @@ def train_through_changes(
     Raises ``UserError`` where a node does not start or the training fails.
     """
     config = dataclasses.replace(
-        config,
-        total_steps=ENDLESS,
-        evaluation=dataclasses.replace(config.evaluation, every_steps=0),
-        stop=dataclasses.replace(config.stop, clear_rate=None),
+        endless(config),
         checkpoint=dataclasses.replace(config.checkpoint, every_steps=ENDLESS),
     )
     cluster.add_node("rollouts", cpus)
@@ -257,32 +256,19 @@ def submitted(
     work = runs / "work"
     work.mkdir(parents=True, exist_ok=True)
     (work / "config.yaml").write_text(configuration.dump(config))
-    command = [sys.executable, "-m", "mario_dist.cli.main", "submit", "config.yaml", f"--run-id={run_id}"]
     here = {
         "MARIO_DIST_RUNS": str(runs),
         "MARIO_DIST_DB": f"sqlite:///{runs}/mario.db",
         "MLFLOW_TRACKING_URI": f"sqlite:///{runs}/mlflow.db",
         **(env or {}),
     }
-    log = runs / "log"
-    with log.open("wb") as output:
-        process = subprocess.Popen(
-            [
-                *command,
-                f"--address={cluster.url}",
-                *(f"--env={name}={value}" for name, value in here.items()),
-            ],
-            stdin=subprocess.DEVNULL,
-            stdout=output,
-            stderr=output,
-            env=cluster.env,
-            cwd=work,
-        )
+    words = ["submit", "config.yaml", f"--run-id={run_id}", f"--address={cluster.url}"]
+    words += [f"--env={name}={value}" for name, value in here.items()]
+    training = launch(words, runs / "log", cluster.env, cwd=work)
     try:
-        yield Training(process, log)
+        yield training
     finally:
-        process.kill()
-        process.wait()
+        training.kill()
 
 
 def _recovered_s(reports: Sequence[MetricRow], killed: float, until: float, share: float) -> float:

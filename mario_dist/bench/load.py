@@ -12,7 +12,7 @@ import numpy as np
 import psutil
 
 from mario_dist import machine
-from mario_dist.bench.outage import ENDLESS, Training, reporting, trained, wall_s_now
+from mario_dist.bench.outage import Training, endless, reporting, trained, wall_s_now
 from mario_dist.config import RunConfig
 from mario_dist.store import RunStore
 
@@ -36,10 +36,7 @@ def bench_load(
     """
     actors = times * machine.cores()
     config = dataclasses.replace(
-        config,
-        total_steps=ENDLESS,
-        evaluation=dataclasses.replace(config.evaluation, every_steps=0),
-        stop=dataclasses.replace(config.stop, clear_rate=None),
+        endless(config),
         system=dataclasses.replace(config.system, driver="ray"),
         rollout=dataclasses.replace(config.rollout, actors=actors),
     )

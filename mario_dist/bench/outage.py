@@ -28,6 +28,7 @@ from mario_dist.system.session import JOURNAL
 _POLL_S = 0.1
 _TIMEOUT_S = 180.0
 ENDLESS = 10**9
+"""Steps, or anything else that is counted, more than a benchmark lasts for."""
 
 
 def bench_outage(
@@ -47,12 +48,7 @@ def bench_outage(
 
     Raises ``UserError`` where the dev dependencies are not installed or the training fails.
     """
-    config = dataclasses.replace(
-        config,
-        total_steps=ENDLESS,
-        evaluation=dataclasses.replace(config.evaluation, every_steps=0),
-        stop=dataclasses.replace(config.stop, clear_rate=None),
-    )
+    config = endless(config)
     with (
         temporary_postgres() as server,
         tempfile.TemporaryDirectory(prefix="mario-dist-outage-") as folder,
@@ -91,6 +87,16 @@ def bench_outage(
         "episodes": episodes,
         "exactly_once": once and journal_gone,
     }
+
+
+def endless(config: RunConfig) -> RunConfig:
+    """The same training, without evaluations and an end of its own."""
+    return dataclasses.replace(
+        config,
+        total_steps=ENDLESS,
+        evaluation=dataclasses.replace(config.evaluation, every_steps=0),
+        stop=dataclasses.replace(config.stop, clear_rate=None),
+    )
 
 
 def speeds_between(reports: Sequence[MetricRow], marks: Sequence[float]) -> list[float]:
@@ -151,6 +157,18 @@ class Training:
         """Its exit code, once it has ended. Raises ``subprocess.TimeoutExpired``."""
         return self._process.wait(timeout_s)
 
+    def exit_code(self) -> int | None:
+        """None while it goes on."""
+        return self._process.poll()
+
+    def kill(self) -> None:
+        self._process.kill()
+        self._process.wait()
+
+    def said(self) -> list[str]:
+        """The lines that it has printed."""
+        return [line for line in self._log.read_text(errors="replace").splitlines() if line.strip()]
+
     def processes(self) -> list[psutil.Process]:
         """Itself and all that it started."""
         with suppress(psutil.NoSuchProcess):
@@ -165,8 +183,7 @@ class Training:
             raise self._failed(f"ended with exit code {code}")
 
     def _failed(self, how: str) -> UserError:
-        lines = self._log.read_text(errors="replace").splitlines() or ["it said nothing"]
-        return UserError(f"the training {how}: {lines[-1]}")
+        return UserError(f"the training {how}: {[*self.said()[-1:], 'it said nothing'][0]}")
 
 
 @contextmanager
@@ -181,16 +198,22 @@ def trained(
         "MARIO_DIST_RUNS": str(runs),
         "MLFLOW_TRACKING_URI": f"sqlite:///{runs}/mlflow.db",
     }
-    with log.open("wb") as output:
+    training = launch(["train", str(path)], log, os.environ | here | dict(env or {}))
+    try:
+        yield training
+    finally:
+        training.kill()
+
+
+def launch(words: Sequence[str], log: Path, env: Mapping[str, str], cwd: Path | None = None) -> Training:
+    """`mario-dist WORDS`, whose lines follow those that ``log`` has."""
+    with log.open("ab") as output:
         process = subprocess.Popen(
-            [sys.executable, "-m", "mario_dist.cli.main", "train", str(path)],
+            [sys.executable, "-m", "mario_dist.cli.main", *words],
             stdin=subprocess.DEVNULL,
             stdout=output,
             stderr=output,
-            env=os.environ | here | dict(env or {}),
+            env=env,
+            cwd=cwd,
         )
-    try:
-        yield Training(process, log)
-    finally:
-        process.kill()
-        process.wait()
+    return Training(process, log)

@@ -5,7 +5,7 @@ import traceback
 
 import typer
 
-from mario_dist.cli.bench_load import bench_app
+from mario_dist.cli.bench_faults import bench_app
 from mario_dist.cli.db import db_app
 from mario_dist.cli.doctor import doctor
 from mario_dist.cli.evaluate import evaluate_command
@@ -38,9 +38,8 @@ app.command("doctor")(doctor)
 
 # Typer keeps its copy of click private; this is click's UsageError, the base of what a bad argument raises.
 _UsageError: type[Exception] = typer.BadParameter.__bases__[0]
-
-
 _LONGEST = 2000
+"""Characters of an error's line."""
 
 
 def main() -> None:

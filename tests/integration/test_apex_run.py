@@ -11,13 +11,13 @@ from typing import Any
 
 import numpy as np
 import pytest
+from support.training import go
 
 from mario_dist.checkpoint import TrainState, checkpoint_replay, list_checkpoints, load_checkpoint
 from mario_dist.config import RunConfig, parse
 from mario_dist.errors import UserError
-from mario_dist.registry import default_tracking_uri
 from mario_dist.store import RunStore
-from mario_dist.system.run import RunResult, run_training
+from mario_dist.system.run import RunResult
 
 Make = Callable[..., RunConfig]
 MARIO: dict[str, Any] = {
@@ -33,18 +33,6 @@ MARIO: dict[str, Any] = {
     "checkpoint": {"every_steps": 288},
     "evaluation": {"every_steps": 0},
 }
-
-
-def go(config: RunConfig, runs: Path, resumed_from: Path | None = None) -> RunResult:
-    runs.mkdir(exist_ok=True)
-    return run_training(
-        config,
-        runs,
-        store_url=f"sqlite:///{runs}/mario.db",
-        tracking_uri=default_tracking_uri(),
-        resume=None if resumed_from is None else load_checkpoint(resumed_from),
-        resumed_from=resumed_from,
-    )
 
 
 def checkpoints(result: RunResult) -> list[Path]:

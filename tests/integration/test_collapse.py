@@ -4,12 +4,13 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+from support.training import go
 
 from mario_dist.checkpoint import list_checkpoints, load_checkpoint
 from mario_dist.config import RunConfig
 from mario_dist.registry import default_tracking_uri
 from mario_dist.store import RunStore
-from mario_dist.system.run import RunResult, run_training
+from mario_dist.system.run import RunResult
 
 MakeConfig = Callable[..., RunConfig]
 
@@ -22,13 +23,6 @@ def collapsing(probe_config: MakeConfig, on_collapse: str) -> RunConfig:
         checkpoint={"every_steps": 4096},
         evaluation={"every_steps": 4096, "episodes": 16},
         collapse={"on_collapse": on_collapse, "window": 50, "episodes": 20, "lr_factor": 1e-3},
-    )
-
-
-def go(config: RunConfig, runs: Path) -> RunResult:
-    runs.mkdir(exist_ok=True)
-    return run_training(
-        config, runs, store_url=f"sqlite:///{runs}/mario.db", tracking_uri=default_tracking_uri()
     )
 
 

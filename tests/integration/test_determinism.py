@@ -11,12 +11,12 @@ from typing import Any
 
 import numpy as np
 import pytest
+from support.training import go
 
 from mario_dist.checkpoint import TrainState, list_checkpoints, load_checkpoint
 from mario_dist.config import RunConfig
-from mario_dist.registry import default_tracking_uri
 from mario_dist.store import RunStore
-from mario_dist.system.run import RunResult, run_training
+from mario_dist.system.run import RunResult
 from mario_dist.system.stop import StopRequest
 
 Make = Callable[..., RunConfig]
@@ -41,18 +41,6 @@ def config(
     if request.param == "apex":
         small["replay"] = {"shards": 2, "min_size": 256, "checkpoint": True, "compression": "lz4"}
     return make(**small)
-
-
-def go(config: RunConfig, runs: Path, checkpoint: Path | None = None) -> RunResult:
-    runs.mkdir(exist_ok=True)
-    return run_training(
-        config,
-        runs,
-        store_url=f"sqlite:///{runs}/mario.db",
-        tracking_uri=default_tracking_uri(),
-        resume=None if checkpoint is None else load_checkpoint(checkpoint),
-        resumed_from=checkpoint,
-    )
 
 
 def newest(result: RunResult) -> Path:

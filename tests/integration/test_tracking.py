@@ -9,27 +9,14 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+from support.training import go
 
-from mario_dist.checkpoint import list_checkpoints, load_checkpoint
+from mario_dist.checkpoint import list_checkpoints
 from mario_dist.config import RunConfig, dump
 from mario_dist.errors import UserError
-from mario_dist.registry import default_tracking_uri
 from mario_dist.store import RunStore
-from mario_dist.system.run import RunResult, run_training
 
 MakeConfig = Callable[..., RunConfig]
-
-
-def go(config: RunConfig, runs: Path, checkpoint: Path | None = None) -> RunResult:
-    runs.mkdir(exist_ok=True)
-    return run_training(
-        config,
-        runs,
-        store_url=f"sqlite:///{runs}/mario.db",
-        tracking_uri=default_tracking_uri(),
-        resume=None if checkpoint is None else load_checkpoint(checkpoint),
-        resumed_from=checkpoint,
-    )
 
 
 def test_tensorboard_has_every_metric_of_the_store_also_after_a_resume(

@@ -9,14 +9,14 @@ from typing import Any
 import av
 import numpy as np
 import pytest
+from support.training import go
 
 from mario_dist.checkpoint import best_checkpoint, list_checkpoints, load_checkpoint
 from mario_dist.cli.config import read_config
 from mario_dist.cli.main import main
 from mario_dist.config import RunConfig, parse
 from mario_dist.evaluation import best_played
-from mario_dist.registry import default_tracking_uri
-from mario_dist.system.run import RunResult, run_training
+from mario_dist.system.run import RunResult
 from mario_dist.types import U8
 
 TREE: dict[str, Any] = {
@@ -37,16 +37,6 @@ SKIP = read_config([]).env.frame_skip
 
 def config(**evaluation: Any) -> RunConfig:
     return parse(TREE | {"evaluation": TREE["evaluation"] | evaluation})
-
-
-def go(config: RunConfig, runs: Path) -> RunResult:
-    runs.mkdir(exist_ok=True)
-    return run_training(
-        config,
-        runs,
-        store_url=f"sqlite:///{runs}/mario.db",
-        tracking_uri=default_tracking_uri(),
-    )
 
 
 def decode(path: Path) -> list[U8]:

@@ -2,24 +2,25 @@
 
 import os
 import resource
-import subprocess
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
 import pytest
+
+from mario_dist.bench import disk
+from mario_dist.errors import UserError
 
 
 @contextmanager
 def small_disk(directory: Path, size: int) -> Iterator[None]:
     """A file system of ``size`` bytes in a directory. Skips the test where this user may not mount one."""
-    mount = ["mount", "-t", "tmpfs", "-o", f"size={size}", "tmpfs", str(directory)]
-    if os.geteuid() != 0 or subprocess.run(mount, capture_output=True).returncode != 0:
-        pytest.skip("needs the right to mount a file system")
-    try:
+    with ExitStack() as stack:
+        try:
+            stack.enter_context(disk.small_disk(directory, size))
+        except UserError:
+            pytest.skip("needs the right to mount a file system")
         yield
-    finally:
-        subprocess.run(["umount", "--lazy", str(directory)], check=True)
 
 
 @contextmanager
