@@ -19,6 +19,7 @@ import psutil
 
 from mario_dist import config as configuration
 from mario_dist import machine
+from mario_dist.bench.network import Network, network
 from mario_dist.bench.outage import (
     ENDLESS,
     Training,
@@ -40,6 +41,7 @@ _WINDOW_S = 3.0
 _ENOUGH = 0.8
 """Of what the actors that are left made before: from there on the training has recovered."""
 
+_HEAD = "head"
 HEALTH = {
     "RAY_health_check_period_ms": "1000",
     "RAY_health_check_timeout_ms": "1000",
@@ -51,12 +53,17 @@ HEALTH = {
 class LocalCluster:
     """Ray nodes on this machine, each with its own raylet and folder, as on machines of their own.
 
+    Where there is a ``network``, all but the head have a namespace and an address in it: what they say to
+    each other goes through its bridge, and a node that is killed says nothing more.
+
     The head has no cores. Its Jobs API, at ``url``, wants the token in ``env``.
     """
 
-    def __init__(self, folder: Path) -> None:
+    def __init__(self, folder: Path, network: Network | None = None) -> None:
         """folder: for the nodes' files; its path must be short, since Ray puts sockets there."""
         self._folder = folder
+        self._network = network
+        self._own_address = _own_address() if network is None else network.address
         self._nodes: dict[str, subprocess.Popen[bytes]] = {}
         self._port, dashboard, client, metrics = _free_ports(4)
         self.url = f"http://127.0.0.1:{dashboard}"
@@ -75,6 +82,7 @@ class LocalCluster:
         self._head = [
             "--head",
             "--num-cpus=0",
+            f"--node-ip-address={self._own_address}",
             f"--port={self._port}",
             f"--dashboard-port={dashboard}",
             f"--ray-client-server-port={client}",
@@ -83,23 +91,23 @@ class LocalCluster:
 
     def start_head(self) -> None:
         """Returns once nodes may join."""
-        self._start("head", self._head)
+        self._start(_HEAD, self._head)
 
     def add_node(self, name: str, cpus: int, resources: Mapping[str, float] | None = None) -> None:
         """Returns once it belongs to the cluster."""
-        self._start(
-            name,
-            [
-                f"--address={self.address}",
-                f"--num-cpus={cpus}",
-                f"--resources={json.dumps(dict(resources or {}))}",
-            ],
-        )
+        there, address = ([], self._own_address) if self._network is None else self._network.join(name)
+        options = [
+            f"--address={self.address}",
+            f"--node-ip-address={address}",
+            f"--num-cpus={cpus}",
+            f"--resources={json.dumps(dict(resources or {}))}",
+        ]
+        self._start(name, options, there)
 
     @property
     def address(self) -> str:
         """Where a driver joins."""
-        return f"{_own_address()}:{self._port}"
+        return f"{self._own_address}:{self._port}"
 
     def processes(self) -> list[psutil.Process]:
         """All of all nodes."""
@@ -110,14 +118,19 @@ class LocalCluster:
         return found
 
     def kill_node(self, name: str) -> None:
-        """SIGKILL for all of its processes at once."""
+        """SIGKILL for all of its processes at once, after its cable was pulled where it has one."""
+        among = None if name == _HEAD else self._network
+        if among is not None:
+            among.cut(name)
         _kill_tree(self._nodes.pop(name))
+        if among is not None:
+            among.leave(name)
 
     def close(self) -> None:
         for name in reversed(list(self._nodes)):
             self.kill_node(name)
 
-    def _start(self, name: str, options: Sequence[str]) -> None:
+    def _start(self, name: str, options: Sequence[str], there: Sequence[str] = ()) -> None:
         log = self._folder / f"{name}.log"
         # Ports of their own: the nodes share this machine's address.
         (agent,) = _free_ports(1)
@@ -129,7 +142,7 @@ class LocalCluster:
         ]
         with log.open("wb") as output:
             process = subprocess.Popen(
-                ["ray", "start", *options, f"--temp-dir={self._folder / name}", "--block"],
+                [*there, "ray", "start", *options, f"--temp-dir={self._folder / name}", "--block"],
                 stdin=subprocess.DEVNULL,
                 stdout=output,
                 stderr=output,
@@ -148,8 +161,11 @@ class LocalCluster:
 @contextmanager
 def local_cluster() -> Iterator[LocalCluster]:
     """A head, and nothing left of it or its nodes afterwards."""
-    with tempfile.TemporaryDirectory(prefix="md-", dir="/tmp", ignore_cleanup_errors=True) as folder:
-        cluster = LocalCluster(Path(folder))
+    with (
+        network() as among,
+        tempfile.TemporaryDirectory(prefix="md-", dir="/tmp", ignore_cleanup_errors=True) as folder,
+    ):
+        cluster = LocalCluster(Path(folder), among)
         try:
             cluster.start_head()
             yield cluster
