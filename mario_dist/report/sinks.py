@@ -1,14 +1,21 @@
 """Where metrics go beside the run store and MLflow: TensorBoard's event files, and Weights & Biases."""
 
 import importlib.util
+import logging
 import os
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import ExitStack, contextmanager
+import socket
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 from typing import Any, Protocol
 
 from mario_dist.config import TrackingConfig
 from mario_dist.errors import UserError
+
+_FLUSH_S = 10.0
+
+_log = logging.getLogger(__name__)
 
 
 class Sink(Protocol):
@@ -18,26 +25,62 @@ class Sink(Protocol):
 
 
 class TensorBoardSink:
-    """Event files in ``directory``, written by a thread of tensorboardX's.
+    """An event file in ``directory``. Where its disk takes no more, it ends, with one warning.
 
     resumed_at: agent steps that a resumed run begins with; what was written of later ones is hidden.
     """
 
     def __init__(self, directory: Path, resumed_at: int | None) -> None:
-        # Half a second to import, and only a training needs it.
-        from tensorboardX import SummaryWriter
+        """Raises ``UserError`` where there can be no such file."""
+        # Half a second to import, and only a training needs it. Not its SummaryWriter, whose thread dies of a
+        # full disk, and whose queue then holds up the training.
+        from tensorboardX.proto.event_pb2 import Event, SessionLog
+        from tensorboardX.proto.summary_pb2 import Summary
+        from tensorboardX.record_writer import RecordWriter
 
-        purge = None if resumed_at is None else resumed_at + 1
-        # Its file names have seconds, and a run may be resumed within one.
-        suffix = f".{resumed_at or 0}-{os.getpid()}"
-        self._writer = SummaryWriter(str(directory), purge_step=purge, flush_secs=10, filename_suffix=suffix)
+        self._event, self._summary = Event, Summary
+        self._flush_at = 0.0
+        # A run may be resumed within a second.
+        name = f"events.out.tfevents.{time.time():.0f}.{socket.gethostname()}.{resumed_at or 0}-{os.getpid()}"
+        try:
+            directory.mkdir(exist_ok=True)
+            self._writer: Any = RecordWriter(str(directory / name))
+        except OSError as error:
+            raise UserError(
+                f"cannot write TensorBoard's event file in {directory} ({error.strerror});"
+                " tracking.tensorboard=false goes without"
+            ) from error
+        self._write(Event(wall_time=time.time(), file_version="brain.Event:2"))
+        if resumed_at is not None:
+            start = SessionLog(status=SessionLog.START)
+            self._write(Event(wall_time=time.time(), step=resumed_at + 1, session_log=start))
 
     def metrics(self, agent_steps: int, values: Mapping[str, float]) -> None:
-        for name, value in values.items():
-            self._writer.add_scalar(name, value, agent_steps)
+        summary = self._summary(
+            value=[self._summary.Value(tag=name, simple_value=value) for name, value in values.items()]
+        )
+        self._write(self._event(wall_time=time.time(), step=agent_steps, summary=summary))
+        if time.monotonic() >= self._flush_at:
+            self._try(lambda writer: writer.flush())
+            self._flush_at = time.monotonic() + _FLUSH_S
 
     def close(self) -> None:
-        self._writer.close()
+        self._try(lambda writer: writer.close())
+        self._writer = None
+
+    def _write(self, event: Any) -> None:
+        self._try(lambda writer: writer.write(event.SerializeToString()))
+
+    def _try(self, act: Callable[[Any], object]) -> None:
+        if self._writer is None:
+            return
+        try:
+            act(self._writer)
+        except OSError as error:
+            _log.warning("TensorBoard's event file ends here: %s", error.strerror)
+            with suppress(OSError):  # of what it still holds
+                self._writer.close()
+            self._writer = None
 
 
 class WandbSink:
