@@ -13,10 +13,11 @@ from collections.abc import Iterator, Mapping
 from contextlib import closing, contextmanager, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING
-from urllib.parse import unquote, urlsplit
+from urllib.parse import parse_qsl, unquote, urlsplit
 
 from mario_dist.errors import UserError
 from mario_dist.paths import runs_dir
+from mario_dist.urls import is_clear
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
@@ -34,6 +35,7 @@ _ENVIRONMENT = {
     "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "2",
     "MLFLOW_HTTP_REQUEST_TIMEOUT": "30",
 }
+_SECRET = re.compile(r"pass|token|secret|key|auth|cred|sig", re.IGNORECASE)
 _OPENING_LOCK = 0x6D6C666C6F77  # "mlflow": any number that no other program's advisory lock has
 
 
@@ -49,9 +51,7 @@ def resolve_uri(uri: str) -> str:
     """
     uri = uri.strip()
     scheme, _, rest = uri.partition("://")
-    authority = re.split(r"[/?#]", rest, maxsplit=1)[0]
-    if scheme != "sqlite" and "@" in rest[len(authority) :]:
-        # Passed on, a piece of the password would be taken for the host, and named in the error.
+    if not _parses(uri) or not (scheme == "sqlite" or is_clear(uri)):
         raise UserError("cannot read the tracking URI: special characters of a password must be %-encoded")
     if re.fullmatch(r"postgres(ql)?(\+\w+)?", scheme):
         return f"postgresql+psycopg2://{rest}"
@@ -61,13 +61,32 @@ def resolve_uri(uri: str) -> str:
             raise UserError("an SQLite tracking URI must name a file, such as sqlite:///runs/mlflow.db")
         return f"sqlite:///{Path(path).expanduser().absolute()}"
     if not uri or (scheme != "databricks" and not rest):
-        raise UserError(f"{uri!r} is no tracking URI; write sqlite:///PATH, postgresql://... or http://...")
+        raise UserError(
+            f"{redact(uri)!r} is no tracking URI; write sqlite:///PATH, postgresql://... or http://..."
+        )
     return uri
 
 
 def redact(uri: str) -> str:
     """``uri`` without its credentials and its query, for messages."""
-    return re.sub(r"//.*@", "//***@", uri).partition("?")[0]
+    return re.sub(r"^([\w.+-]+:/+)?.*@", r"\1***@", uri, flags=re.DOTALL).partition("?")[0]
+
+
+def _parses(uri: str) -> bool:
+    try:
+        return uri.isprintable() and urlsplit(uri).port != 0
+    except ValueError:
+        return False
+
+
+def _secrets(uri: str) -> list[str]:
+    """What a message must not say, as it is in a ``uri`` and as it is meant."""
+    parts = urlsplit(uri)
+    found = [value for name, value in parse_qsl(parts.query) if _SECRET.search(name)]
+    if parts.password:
+        # A message is one line, whatever the password.
+        found += [parts.password, unquote(parts.password), " ".join(unquote(parts.password).split())]
+    return [secret for secret in found if secret]
 
 
 def explain(error: BaseException, uri: str) -> str:
@@ -78,8 +97,8 @@ def explain(error: BaseException, uri: str) -> str:
         error = cause
     text = " ".join(str(error).split()) or type(error).__name__
     text = re.sub(r"//[^@/ ]*@", "//***@", text)
-    if password := urlsplit(uri).password:
-        text = text.replace(password, "***").replace(unquote(password), "***")
+    for secret in _secrets(uri):
+        text = text.replace(secret, "***")
     return text if len(text) <= MESSAGE_LIMIT else text[: MESSAGE_LIMIT - 3] + "..."
 
 

@@ -6,19 +6,23 @@ import os
 import re
 import sqlite3
 import time
+import warnings
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 from sqlalchemy import URL, Connection, Engine, create_engine, event, make_url
-from sqlalchemy.exc import ArgumentError, DBAPIError, InterfaceError, OperationalError
+from sqlalchemy.exc import ArgumentError, DBAPIError, InterfaceError, OperationalError, SAWarning
 
 from mario_dist.errors import UserError
 from mario_dist.paths import runs_dir
+from mario_dist.urls import is_clear
 
 CONNECT_TIMEOUT_S = 5
 _READ_ONLY_TRANSACTION = "25006"
+_A_SERVER = re.compile(r"[\w.-]+:\d+(/|$)|.*:.*@|(?!file:)[\w+.-]+:/", re.DOTALL)
+"""HOST:PORT, USER:PASSWORD@HOST or SCHEME:/ for a path: part of a server's URL, for which no file is made."""
 
 
 class StoreUnavailable(UserError):
@@ -126,17 +130,23 @@ def _finite(value: Any) -> Any:
 
 def _parse(url: str) -> URL:
     # The parser's own words are not repeated: they may quote a piece of the password.
-    hint = "write sqlite:///PATH or postgresql://USER:PASSWORD@HOST/NAME"
+    url, hint = url.strip(), "write sqlite:///PATH or postgresql://USER:PASSWORD@HOST/NAME"
+    unreadable = UserError(f"cannot read the database URL; {hint}, special characters %-encoded")
     try:
         parsed = make_url(normalise_url(url))
     except (ArgumentError, ValueError):
-        raise UserError(f"cannot read the database URL; {hint}, special characters %-encoded") from None
+        raise unreadable from None
     backend = parsed.get_backend_name()
-    if backend == "sqlite" and re.match(r"[\w.-]+:\d+(/|$)", parsed.database or ""):
-        raise UserError(f"cannot read the database URL; {hint}")  # a server without its scheme
+    if backend == "sqlite":
+        clear = url.isprintable() and not _A_SERVER.match(parsed.database or "")
+    else:
+        clear = is_clear(url)
+    if not clear:
+        raise unreadable
     if backend not in ("sqlite", "postgresql"):
         raise UserError(f"runs are stored in SQLite or PostgreSQL, not in {backend!r}; {hint}")
-    if backend == "sqlite" and (parsed.host or not parsed.database or parsed.database == ":memory:"):
+    server = parsed.host or parsed.username
+    if backend == "sqlite" and (server or not parsed.database or parsed.database == ":memory:"):
         raise UserError("an SQLite URL must name a file, such as sqlite:///runs/mario.db (three slashes)")
     return parsed
 
@@ -154,9 +164,13 @@ def _open_sqlite(url: URL, busy_timeout_s: float) -> tuple[Engine, str]:
                 f"cannot make the directory {file.parent} of the run database: {error.strerror}"
             ) from error
         url = url.set(database=str(file))
-    engine = create_engine(
-        url, connect_args={"timeout": busy_timeout_s}, hide_parameters=True, json_serializer=to_json
-    )
+    try:
+        with warnings.catch_warnings(action="error"):
+            engine = create_engine(
+                url, connect_args={"timeout": busy_timeout_s}, hide_parameters=True, json_serializer=to_json
+            )
+    except (SAWarning, ValueError):
+        raise UserError("cannot read the database URL: an SQLite file takes no such options (?...)") from None
 
     @event.listens_for(engine, "connect")
     def configure(connection: sqlite3.Connection, record: object) -> None:
@@ -185,7 +199,8 @@ def _use_write_ahead_log(connection: sqlite3.Connection, busy_timeout_s: float) 
 
 
 def _explain(error: DBAPIError, url: URL, where: str) -> str:
-    reason = " ".join(str(error.orig).split())
+    reason = str(error.orig)
     if url.password:
         reason = reason.replace(url.password, "***")
+    reason = " ".join(reason.split())
     return f"cannot use the run database {where}: {reason}"
