@@ -144,8 +144,14 @@ def list_checkpoints(directory: Path) -> list[Path]:
 
 
 def prune(directory: Path, keep: int) -> None:
-    """Remove all but the ``keep`` newest checkpoints and the best one, and what a crash left half-written."""
-    best = best_checkpoint(directory)
+    """Remove all but the ``keep`` newest checkpoints and the best one, and what a crash left half-written.
+
+    Where it cannot be read which is the best one, nothing is removed this time.
+    """
+    try:
+        best = _best(directory)
+    except OSError:
+        return
     for path in list_checkpoints(directory)[keep:]:
         if path != best:
             _discard(path)
@@ -181,11 +187,19 @@ def mark_best(directory: Path, checkpoint: Path, evaluation: Mapping[str, Any]) 
 def best_checkpoint(directory: Path) -> Path | None:
     """The checkpoint that ``mark_best`` named, if it is there."""
     try:
-        name = json.loads((directory / "best.json").read_text())["checkpoint"]
-    except (OSError, ValueError, KeyError, TypeError):
+        return _best(directory)
+    except OSError:
         return None
-    path = directory / str(name)
-    return path if path.is_dir() else None
+
+
+def _best(directory: Path) -> Path | None:
+    """``best_checkpoint``. Raises ``OSError`` where there may be one."""
+    try:
+        path = directory / str(json.loads((directory / "best.json").read_text())["checkpoint"])
+        path.stat()
+    except (FileNotFoundError, ValueError, KeyError, TypeError):
+        return None
+    return path
 
 
 def _name(agent_steps: int) -> str:

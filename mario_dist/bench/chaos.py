@@ -20,6 +20,7 @@ import psutil
 
 from mario_dist import config as configuration
 from mario_dist import machine
+from mario_dist.bench.clock import LATE_S, Clock
 from mario_dist.bench.cluster import LocalCluster, local_cluster
 from mario_dist.bench.disk import filled, small_disk
 from mario_dist.bench.mlflow_server import MLflowServer
@@ -31,10 +32,10 @@ from mario_dist.errors import UserError
 from mario_dist.store import RunStore
 
 RUN = "chaos"
-KINDS = ("actor", "shard", "learner", "driver", "node", "pause", "postgres", "mlflow", "disk")
+KINDS = ("actor", "shard", "learner", "driver", "node", "pause", "postgres", "mlflow", "disk", "clock")
 """SIGKILL for a rollout actor, a replay shard, the learner (which holds the queue), the driver (which writes
 to the store) or all processes of a node; a pause of an actor, a shard or the learner, which delays its
-messages; a server that goes and comes back; a full disk."""
+messages; a server that goes and comes back; a full disk; a clock that jumps, on all nodes at once."""
 
 _ACTORS = 2
 _PAUSE_S = (1.0, 6.0)
@@ -43,6 +44,7 @@ _BETWEEN_S = (3.0, 8.0)
 _POLL_S = 0.2
 _PATIENCE_S = 240.0
 _DISK_BYTES = 2**28
+_JUMPS_S = (-86_400, -3_600, -45, 45, 3_600, 86_400)
 _SIGNS = {"actor": "actor_restarts", "shard": "replay_shard_restarts"}
 """The count by which a run says that it saw the fault."""
 _CLASSES = {
@@ -78,6 +80,7 @@ class Scene:
     store: RunStore
     log: Path
     training: Training
+    clock: Clock | None = None
 
     def train(self) -> None:
         """The same command again."""
@@ -113,7 +116,8 @@ def bench_chaos(
     order = [kind for kind in kinds for _ in range(each)]
     dice = random.Random(seed)
     dice.shuffle(order)
-    with _scene(config, on_small_disk="disk" in kinds) as scene:
+    began = time.monotonic()
+    with _scene(config, kinds) as scene:
         _await_report(scene)
         announce(f"training with {_ACTORS} rollout actors; {len(order)} faults follow")
         hits = []
@@ -126,7 +130,7 @@ def bench_chaos(
         scene.training.go_on(_BETWEEN_S[0])
         lost = scene.reported().get("lost_unrolls", 0.0)
         scene.training.stop()
-        books = _books(scene.store, RUN, scene.runs / RUN)
+        books = _books(scene.store, RUN, scene.runs / RUN, time.monotonic() - began)
     spread = {
         kind: {
             "times": len(times := [hit.recovered_s for hit in hits if hit.kind == kind]),
@@ -148,7 +152,7 @@ def bench_chaos(
 
 
 @contextmanager
-def _scene(config: RunConfig, on_small_disk: bool) -> Iterator[Scene]:
+def _scene(config: RunConfig, kinds: Sequence[str]) -> Iterator[Scene]:
     config = dataclasses.replace(
         endless(config), system=dataclasses.replace(config.system, max_restarts=ENDLESS)
     )
@@ -160,9 +164,10 @@ def _scene(config: RunConfig, on_small_disk: bool) -> Iterator[Scene]:
         mlflow.wait()
         runs = folder / "runs"
         runs.mkdir()
-        if on_small_disk:
+        if "disk" in kinds:
             stack.enter_context(small_disk(runs, _DISK_BYTES))
-        cluster = stack.enter_context(local_cluster())
+        clock = Clock(folder / "clock") if "clock" in kinds else None
+        cluster = stack.enter_context(local_cluster({} if clock is None else clock.env))
         beside = (config.replay.shards or 1) if config.algo.replayed else 0
         cluster.add_node("learner", (config.learner.threads or 1) + beside, {"learner": 1})
         cluster.add_node("rollouts", _ACTORS)
@@ -177,7 +182,7 @@ def _scene(config: RunConfig, on_small_disk: bool) -> Iterator[Scene]:
         store = stack.enter_context(RunStore(postgres.url))
         log = folder / "log"
         training = _train(path, cluster, log, env)
-        scene = Scene(cluster, postgres, mlflow, runs, path, env, store, log, training)
+        scene = Scene(cluster, postgres, mlflow, runs, path, env, store, log, training, clock)
         try:
             yield scene
         finally:
@@ -212,6 +217,10 @@ def _hit(scene: Scene, kind: str, dice: random.Random) -> Hit:
     elif kind == "disk":
         with filled(scene.runs):
             time.sleep(_AWAY_S)
+    elif kind == "clock":
+        assert scene.clock is not None
+        scene.clock.jump(dice.choice(_JUMPS_S))
+        time.sleep(LATE_S)
     else:
         victim = dice.choice(_victims(scene, kind))
         if kind == "pause":
@@ -284,11 +293,12 @@ def _await_report(scene: Scene) -> None:
         raise UserError(f"the training does not start: {first.said}")
 
 
-def _books(store: RunStore, run_id: str, directory: Path) -> dict[str, Any]:
+def _books(store: RunStore, run_id: str, directory: Path, most_s: float) -> dict[str, Any]:
     """What the store, the checkpoints and the reports say of the whole run, and whether it fits together.
 
     Every episode that the run counted is stored once. The steps of all episodes are at most the run's. Agent
-    steps and versions of the weights only grow from report to report. Every checkpoint is whole.
+    steps, versions of the weights and the run's time only grow from report to report, the time to no more
+    than ``most_s``. Every checkpoint is whole.
     """
     checkpoints = list_checkpoints(directory / "checkpoints")
     whole = [path for path in checkpoints if _is_whole(path)]
@@ -298,11 +308,13 @@ def _books(store: RunStore, run_id: str, directory: Path) -> dict[str, Any]:
     reports = store.metrics(run_id, ["version"])
     versions = [row["value"] for row in reports]
     steps = [row["agent_steps"] for row in reports]
+    times = [row["wall_s"] for row in reports]
     length = sum(row["length"] for row in rows)
     fits = {
         "every_episode_once": episodes["counted"] == episodes["stored"] == episodes["distinct"],
         "steps_once": 0 < length <= counters["agent_steps"] and steps == sorted(set(steps)),
         "versions_grow": versions == sorted(versions),
+        "time_passes": times == sorted(times) and times[-1:] <= [most_s],
         "checkpoints_whole": len(whole) == len(checkpoints) > 0,
     }
     return {

@@ -59,8 +59,13 @@ class LocalCluster:
     The head has no cores. Its Jobs API, at ``url``, wants the token in ``env``.
     """
 
-    def __init__(self, folder: Path, network: Network | None = None) -> None:
-        """folder: for the nodes' files; its path must be short, since Ray puts sockets there."""
+    def __init__(
+        self, folder: Path, network: Network | None = None, env: Mapping[str, str] | None = None
+    ) -> None:
+        """folder: for the nodes' files; its path must be short, since Ray puts sockets there.
+
+        env: for the nodes, and whoever uses ``env``, beside this process's own.
+        """
         self._folder = folder
         self._network = network
         self._own_address = _own_address() if network is None else network.address
@@ -71,6 +76,7 @@ class LocalCluster:
         bin_folder = str(Path(sys.executable).parent)
         self.env = {
             **os.environ,
+            **(env or {}),
             **HEALTH,
             "PATH": f"{bin_folder}{os.pathsep}{os.environ.get('PATH', '')}",
             "RAY_AUTH_MODE": "token",
@@ -159,13 +165,13 @@ class LocalCluster:
 
 
 @contextmanager
-def local_cluster() -> Iterator[LocalCluster]:
-    """A head, and nothing left of it or its nodes afterwards."""
+def local_cluster(env: Mapping[str, str] | None = None) -> Iterator[LocalCluster]:
+    """A head, and nothing left of it or its nodes afterwards. env: as ``LocalCluster`` takes it."""
     with (
         network() as among,
         tempfile.TemporaryDirectory(prefix="md-", dir="/tmp", ignore_cleanup_errors=True) as folder,
     ):
-        cluster = LocalCluster(Path(folder), among)
+        cluster = LocalCluster(Path(folder), among, env)
         try:
             cluster.start_head()
             yield cluster

@@ -8,6 +8,7 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +21,7 @@ from mario_dist.checkpoint import (
     CheckpointError,
     TrainState,
     best_checkpoint,
+    checkpoint_replay,
     list_checkpoints,
     load_checkpoint,
     mark_best,
@@ -31,6 +33,7 @@ from mario_dist.types import Arrays
 DTYPES = ("bool", "uint8", "int8", "uint16", "int16", "uint32", "int32", "uint64", "int64",
           "float16", "float32", "float64")  # fmt: skip
 FILES = ("arrays.safetensors", "meta.json", "manifest.json")
+STEP_3 = "step-000000000003"
 
 
 def some_state(seed: int = 0) -> TrainState:
@@ -192,6 +195,44 @@ def test_a_changed_manifest_is_refused_or_says_the_same(saved: Path) -> None:
     assert refused > 0.9 * 2 * len(whole)
 
 
+def damages(size: int) -> Iterator[tuple[str, int]]:
+    for at in range(0, size, 64 * 2**10):
+        yield "cut", at
+        yield "flip", at
+
+
+@pytest.mark.parametrize("name", ["arrays.safetensors", "meta.json", "replay/frames"])
+def test_damage_at_every_64_kib_of_a_large_file_is_refused_and_the_one_before_it_is_whole(
+    name: str, tmp_path: Path
+) -> None:
+    frames = np.random.default_rng(0).integers(0, 256, size=5 * 2**20, dtype=np.uint8)
+
+    def save_replay(folder: Path) -> None:
+        folder.mkdir()
+        frames.tofile(folder / "frames")
+
+    before = save_checkpoint(tmp_path, 1, some_state(1))
+    large = TrainState({"frames": frames}, {"text": "ü" * 2**18})
+    newest = save_checkpoint(tmp_path, 2, large, save_replay)
+    refused, (path, whole) = 0, (newest / name, (newest / name).read_bytes())
+    for what, at in damages(len(whole)):
+        with path.open("r+b") as file:
+            if what == "cut":
+                file.truncate(at)
+            else:
+                file.seek(at)
+                file.write(bytes([whole[at] ^ 1 << (at // 2**16 % 8)]))
+        with pytest.raises(CheckpointError, match=rf"{newest} is damaged: {name}"):
+            checkpoint_replay(newest) if name.startswith("replay") else load_checkpoint(newest)
+        refused += 1
+        path.write_bytes(whole)
+    assert refused == 2 * -(-len(whole) // 2**16) > 40
+    assert list_checkpoints(tmp_path) == [newest, before]
+    assert_same(load_checkpoint(before), some_state(1))
+    assert_same(load_checkpoint(newest), large)
+    assert checkpoint_replay(newest) == newest / "replay"
+
+
 @pytest.mark.parametrize("name", FILES)
 def test_a_missing_file_is_named(name: str, saved: Path) -> None:
     (saved / name).unlink()
@@ -351,7 +392,7 @@ def assert_sound(directory: Path) -> list[int]:
 def test_kills_at_random_moments_leave_every_listed_checkpoint_whole(tmp_path: Path) -> None:
     rng, directory = random.Random(0), tmp_path / "checkpoints"
     newest = 0
-    for _ in range(10):
+    for _ in range(5):
         process = subprocess.Popen(
             [sys.executable, "-c", SAVES_IN_A_LOOP, str(directory)], stdout=subprocess.PIPE, text=True
         )
@@ -370,27 +411,32 @@ def test_kills_at_random_moments_leave_every_listed_checkpoint_whole(tmp_path: P
     assert not list(directory.glob(".*"))
 
 
-# Kills itself as the k-th change of files is about to happen, for k = 0, 1, 2 ... until none is left.
-DIES_AT_EVERY_STEP = """
-import os, shutil, signal, sys
+# strace lists the system calls of an operation, then lets each of them in turn kill it, or fail.
+HARMED_AT_EVERY_CALL = """
+import os, re, signal, subprocess, sys
+from collections import Counter
 from pathlib import Path
 import numpy as np
-from mario_dist import checkpoint
 from mario_dist.checkpoint import TrainState, mark_best, prune, save_checkpoint
 
-root, operation = Path(sys.argv[1]), sys.argv[2]
+root, operation, harm = Path(sys.argv[1]), sys.argv[2], sys.argv[3]
 
 def state(n, version=0):
     return TrainState({"n": np.full((5, 4), n), "version": np.array(version)}, {"n": n})
 
+def save_replay(folder):
+    folder.mkdir()
+    for name in ("0", "1"):
+        (folder / name).write_bytes(bytes(100))
+
 def before(directory):
     for n in (1, 2, 3):
-        save_checkpoint(directory, n, state(n))
+        save_checkpoint(directory, n, state(n), save_replay)
     mark_best(directory, directory / "step-000000000001", {"n": 1})
 
 def during(directory):
     if operation == "save":
-        save_checkpoint(directory, 4, state(4))
+        save_checkpoint(directory, 4, state(4), save_replay)
     elif operation == "replace":
         save_checkpoint(directory, 3, state(3, version=1))
     elif operation == "prune":
@@ -398,53 +444,72 @@ def during(directory):
     elif operation == "mark_best":
         mark_best(directory, directory / "step-000000000003", {"n": 3})
 
-CHANGES = {"open", "os.remove", "os.rename", "os.rmdir", "os.mkdir", "os.link", "os.truncate"}
-
-def kill_at(k):
-    left = k
-    def hook(event, arguments):
-        nonlocal left
-        if event in CHANGES:
-            if left == 0:
-                os.kill(os.getpid(), signal.SIGKILL)
-            left -= 1
-    sys.addaudithook(hook)
-
-k, alive = 0, False
-while not alive:
-    directory = root / f"{operation}-{k}"
-    before(directory)
+def run(name, *options):
+    directory = root / name
+    subprocess.run(["cp", "-a", root / "whole", directory], check=True)
     child = os.fork()
     if child == 0:
-        kill_at(k)
-        during(directory)
+        os.kill(os.getpid(), signal.SIGSTOP)
+        try:
+            during(directory)
+        except Exception:
+            os._exit(1)
         os._exit(0)
-    alive = os.waitpid(child, 0)[1] == 0
-    k += 1
-print(k - 1)
+    os.waitpid(child, os.WUNTRACED)
+    strace = subprocess.Popen(
+        ["strace", "-o", root / "trace", *options, "-p", str(child)], stderr=subprocess.PIPE, text=True
+    )
+    if "attached" not in strace.stderr.readline():
+        os.kill(child, signal.SIGKILL)
+        sys.exit("strace may not attach")
+    os.kill(child, signal.SIGCONT)
+    status = os.waitpid(child, 0)[1]
+    strace.communicate()
+    return os.waitstatus_to_exitcode(status)
+
+before(root / "whole")
+run("unharmed")
+seen = Counter()
+for call in re.findall(r"^(\\w+)\\(", (root / "trace").read_text(), re.MULTILINE):
+    if call != "exit_group":
+        seen[call] += 1
+        name = f"{call}-{seen[call]}"
+        print(name, run(name, "-e", f"inject={call}:{harm}:when={seen[call]}"), flush=True)
 """
 
 
+@pytest.mark.skipif(shutil.which("strace") is None, reason="needs strace")
+@pytest.mark.parametrize("harm", ["signal=SIGKILL", "error=EIO"])
 @pytest.mark.parametrize("operation", ["save", "replace", "prune", "mark_best"])
-def test_a_kill_before_any_change_of_files_leaves_a_sound_directory(operation: str, tmp_path: Path) -> None:
-    command = [sys.executable, "-c", DIES_AT_EVERY_STEP, str(tmp_path / "all"), operation]
-    result = subprocess.run(command, check=True, capture_output=True, text=True)
-    changes = int(result.stdout)
-    assert changes >= 3
-    broken: dict[int, str] = {}
-    for k in range(changes + 1):
-        directory = tmp_path / "all" / f"{operation}-{k}"
+def test_harm_at_any_system_call_leaves_a_sound_directory(operation: str, harm: str, tmp_path: Path) -> None:
+    command = [sys.executable, "-c", HARMED_AT_EVERY_CALL, str(tmp_path / "all"), operation, harm]
+    result = subprocess.run(command, capture_output=True, text=True)
+    if "may not attach" in result.stderr:
+        pytest.skip("strace may not attach to a process")
+    assert result.returncode == 0, result.stderr
+    codes = {call: int(code) for call, code in map(str.split, result.stdout.splitlines())}
+    assert {"openat-1", "rename-1", "fsync-1"} - {"fsync-1" if operation == "prune" else ""} <= set(codes)
+    expected = {"save": {1, 2, 3, 4}, "replace": {1, 2, 3}, "prune": {1, 3}, "mark_best": {1, 2, 3}}[
+        operation
+    ]
+    broken: dict[str, str] = {}
+    for call, code in codes.items():
+        directory = tmp_path / "all" / call
         try:
-            numbers = assert_sound(directory)
-            assert {1, 2 if operation == "replace" else 3} <= set(numbers)  # the best, and the newest others
+            numbers = set(assert_sound(directory))
+            assert {1, 2 if operation == "replace" else 3} <= numbers  # the best, and the newest others
             best = best_checkpoint(directory)
             assert best is not None
             assert best.name[-1] in ("13" if operation == "mark_best" else "1")
+            if code == 0:  # what says that it is done is done
+                assert expected <= numbers
+                assert operation != "mark_best" or best.name[-1] == "3"
+                assert operation != "replace" or load_checkpoint(directory / STEP_3).arrays["version"] == 1
             prune(directory, keep=9)
             assert not list(directory.glob(".*"))
         except (AssertionError, CheckpointError) as error:
-            broken[k] = str(error).splitlines()[0]
-    assert not broken, f"of {changes} changes"
+            broken[call] = str(error).splitlines()[0]
+    assert not broken, f"of {len(codes)} system calls"
 
 
 def test_files_are_synced_before_the_rename_that_shows_them(
