@@ -5,6 +5,7 @@ The moments and the victims follow from a seed; which process of a kind is met d
 """
 
 import dataclasses
+import math
 import os
 import random
 import statistics
@@ -97,11 +98,16 @@ class Scene:
 
 
 def bench_chaos(
-    config: RunConfig, kinds: Sequence[str], each: int, seed: int, announce: Callable[[str], None]
+    config: RunConfig,
+    kinds: Sequence[str],
+    each: int,
+    seed: int,
+    announce: Callable[[str], None],
+    minutes: float = math.inf,
 ) -> dict[str, Any]:
     """Train as ``config`` says, without evaluations, through ``each`` faults of every kind, in random order.
 
-    recovered_s: median and most, by kind. starts: how often the run ended and was started again.
+    No fault begins later than ``minutes`` after the first report. recovered_s: median and most, by kind. starts: how often the run ended and was started again.
     lost_unrolls: as the run counts them, since its last start. books: see ``_books``.
 
     Raises ``UserError`` where the run does not come back, or stops in more than one line.
@@ -120,8 +126,11 @@ def bench_chaos(
     with _scene(config, kinds) as scene:
         _await_report(scene)
         announce(f"training with {_ACTORS} rollout actors; {len(order)} faults follow")
-        hits = []
+        hits: list[Hit] = []
+        until = time.monotonic() + 60.0 * minutes
         for number, kind in enumerate(order, 1):
+            if time.monotonic() > until:
+                break
             scene.training.go_on(dice.uniform(*_BETWEEN_S))
             hit = _hit(scene, kind, dice)
             hits.append(hit)
@@ -139,6 +148,7 @@ def bench_chaos(
             "most_s": max(times),
         }
         for kind in kinds
+        if any(hit.kind == kind for hit in hits)
     }
     return {
         "machine": machine.describe(),

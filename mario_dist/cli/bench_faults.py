@@ -1,6 +1,7 @@
 """mario-dist bench cluster | chaos | load: ``bench_app`` has all benchmarks once this is imported"""
 
 import json
+import math
 from typing import Annotated
 
 import typer
@@ -58,6 +59,9 @@ def chaos(
     ] = None,
     each: Annotated[int, typer.Option(min=1, help="How often each of them.")] = 1,
     seed: Annotated[int, typer.Option(min=0, help="Of their order, moments and victims.")] = 0,
+    minutes: Annotated[
+        float, typer.Option(min=0.1, help="No fault begins later than that.", show_default="no end")
+    ] = math.inf,
     as_json: Json = False,
 ) -> None:
     """What a training on a Ray cluster of this machine bears: killed processes, lost servers, a full disk.
@@ -73,7 +77,7 @@ def chaos(
     config = read_config(arguments or [], _APEX)
     kinds = [kind.strip() for kind in faults.split(",")] if faults else list(KINDS)
     with interrupted_by_sigterm():  # nothing that it started may stay
-        document = bench_chaos(config, kinds, each, seed, lambda text: typer.echo(text, err=True))
+        document = bench_chaos(config, kinds, each, seed, lambda text: typer.echo(text, err=True), minutes)
     books = document["books"]
     if as_json:
         print(json.dumps(document))
