@@ -107,8 +107,9 @@ def bench_chaos(
 ) -> dict[str, Any]:
     """Train as ``config`` says, without evaluations, through ``each`` faults of every kind, in random order.
 
-    No fault begins later than ``minutes`` after the first report. recovered_s: median and most, by kind. starts: how often the run ended and was started again.
-    lost_unrolls: as the run counts them, since its last start. books: see ``_books``.
+    No fault begins later than ``minutes`` after the first report. recovered_s: median and most, by kind.
+    starts: how often the run ended and was started again. lost_unrolls: as the run counts them, since its
+    last start. books: see ``_books``.
 
     Raises ``UserError`` where the run does not come back, or stops in more than one line.
     """
