@@ -5,9 +5,12 @@ manifest.json with the size and SHA-256 of the others. It is built beside its pl
 The newest one may have a replay too, which is written and read by whoever keeps one. Nothing is pickled.
 """
 
+import ctypes
 import hashlib
 import json
+import logging
 import os
+import re
 import shutil
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -16,8 +19,9 @@ from typing import Any
 
 import numpy as np
 from safetensors import SafetensorError
-from safetensors.numpy import load_file, save
+from safetensors.numpy import load, save
 
+from mario_dist.errors import UserError
 from mario_dist.types import Arrays
 
 FORMAT = 1
@@ -27,7 +31,12 @@ FILES = ("arrays.safetensors", "meta.json", "manifest.json")
 _PREFIX = "step-"
 _TEMPORARY = ".writing-"
 _REPLAY = "replay"
+_BEST = "best.json"
 _CHUNK_BYTES = 2**24
+_AT_FDCWD = -100
+_RENAME_EXCHANGE = 2
+
+_log = logging.getLogger(__name__)
 
 
 class CheckpointError(Exception):
@@ -74,9 +83,12 @@ def save_checkpoint(
     for name, content in {**files, "manifest.json": json.dumps(manifest, indent=1).encode()}.items():
         _write_synced(temporary / name, content)
     _sync(temporary)
-    if final.exists():
-        _discard(final)
-    temporary.rename(final)
+    if final.exists() and _exchange(temporary, final):
+        shutil.rmtree(temporary)
+    else:
+        if final.exists():
+            _discard(final)  # a crash between here and the next line leaves the checkpoint before it
+        temporary.rename(final)
     _sync(directory)
     for path in list_checkpoints(directory):
         if path != final:
@@ -86,6 +98,24 @@ def save_checkpoint(
 
 def load_checkpoint(path: Path) -> TrainState:
     """Read a checkpoint after checking every byte of it. Raises ``CheckpointError`` by name."""
+    files, contents = _files(path), {}
+    for name in ("arrays.safetensors", "meta.json"):
+        try:
+            contents[name] = (path / name).read_bytes()
+        except OSError as error:
+            raise CheckpointError(f"{path} is damaged: cannot read {name} ({error.strerror})") from error
+        if _digest(contents[name]) != files.get(name):
+            raise CheckpointError(f"{path} is damaged: {name} is not what was written")
+    try:
+        arrays: Arrays = load(contents["arrays.safetensors"])
+        meta = json.loads(contents["meta.json"])
+    except (SafetensorError, ValueError, RecursionError) as error:
+        raise CheckpointError(f"{path} is damaged: {error}") from error
+    return TrainState(arrays, meta)
+
+
+def _files(path: Path) -> Mapping[str, Any]:
+    """The digests in a checkpoint's manifest. Raises ``CheckpointError``."""
     try:
         manifest = json.loads((path / "manifest.json").read_bytes())
     except FileNotFoundError:
@@ -97,19 +127,7 @@ def load_checkpoint(path: Path) -> TrainState:
     files = manifest.get("files")
     if not isinstance(files, dict):
         raise CheckpointError(f"{path} is damaged: manifest.json lists no files")
-    for name in ("arrays.safetensors", "meta.json"):
-        try:
-            content = (path / name).read_bytes()
-        except OSError as error:
-            raise CheckpointError(f"{path} is damaged: cannot read {name} ({error.strerror})") from error
-        if _digest(content) != files.get(name):
-            raise CheckpointError(f"{path} is damaged: {name} is not what was written")
-    try:
-        arrays: Arrays = load_file(path / "arrays.safetensors")
-        meta = json.loads((path / "meta.json").read_bytes())
-    except (SafetensorError, ValueError, RecursionError) as error:
-        raise CheckpointError(f"{path} is damaged: {error}") from error
-    return TrainState(arrays, meta)
+    return files
 
 
 def has_replay(path: Path) -> bool:
@@ -125,8 +143,7 @@ def checkpoint_replay(path: Path) -> Path | None:
     folder = path / _REPLAY
     if not has_replay(path):
         return None
-    files: dict[str, Any] = json.loads((path / "manifest.json").read_bytes())["files"]
-    for name, digest in files.items():
+    for name, digest in _files(path).items():
         if not name.startswith(f"{_REPLAY}/"):
             continue
         try:
@@ -139,18 +156,28 @@ def checkpoint_replay(path: Path) -> Path | None:
 
 
 def list_checkpoints(directory: Path) -> list[Path]:
-    """The complete or damaged (never the half-written) checkpoints in ``directory``, newest first."""
-    return sorted(directory.glob(f"{_PREFIX}*"), reverse=True)
+    """The complete or damaged (never the half-written) checkpoints in ``directory``, newest first.
+
+    Raises ``UserError`` where it cannot be read: who takes that for none would begin a run anew.
+    """
+    try:
+        names = os.listdir(directory)
+    except (FileNotFoundError, NotADirectoryError):
+        return []
+    except OSError as error:
+        raise UserError(f"cannot read the checkpoints in {directory}: {error.strerror}") from error
+    return sorted((directory / name for name in names if name.startswith(_PREFIX)), reverse=True)
 
 
 def prune(directory: Path, keep: int) -> None:
     """Remove all but the ``keep`` newest checkpoints and the best one, and what a crash left half-written.
 
-    Where it cannot be read which is the best one, nothing is removed this time.
+    Where it cannot be read which is the best one, none is removed, and a warning says so.
     """
     try:
         best = _best(directory)
-    except OSError:
+    except (OSError, ValueError) as error:
+        _log.warning("no old checkpoint is removed: cannot read %s (%s)", directory / _BEST, error)
         return
     for path in list_checkpoints(directory)[keep:]:
         if path != best:
@@ -177,10 +204,10 @@ def set_aside_newer(directory: Path, agent_steps: int) -> list[Path]:
 
 def mark_best(directory: Path, checkpoint: Path, evaluation: Mapping[str, Any]) -> None:
     """Point at the best checkpoint so far, atomically."""
-    temporary = directory / f"{_TEMPORARY}best.json"
+    temporary = directory / f"{_TEMPORARY}{_BEST}"
     content = json.dumps({"checkpoint": checkpoint.name, "evaluation": evaluation}, indent=1)
     _write_synced(temporary, content.encode())
-    temporary.rename(directory / "best.json")
+    temporary.rename(directory / _BEST)
     _sync(directory)
 
 
@@ -188,18 +215,34 @@ def best_checkpoint(directory: Path) -> Path | None:
     """The checkpoint that ``mark_best`` named, if it is there."""
     try:
         return _best(directory)
-    except OSError:
+    except (OSError, ValueError):
         return None
 
 
 def _best(directory: Path) -> Path | None:
-    """``best_checkpoint``. Raises ``OSError`` where there may be one."""
+    """``best_checkpoint``. Raises ``OSError`` or ``ValueError`` where there is one, but not which."""
     try:
-        path = directory / str(json.loads((directory / "best.json").read_text())["checkpoint"])
+        content = json.loads((directory / _BEST).read_bytes())
+    except FileNotFoundError:
+        return None
+    except RecursionError:
+        raise ValueError("it is nested too deeply") from None
+    name = content.get("checkpoint") if isinstance(content, dict) else None
+    if not isinstance(name, str) or not re.fullmatch(rf"{_PREFIX}\d+", name, re.ASCII):
+        raise ValueError("it names no checkpoint")
+    path = directory / name
+    try:
         path.stat()
-    except (FileNotFoundError, ValueError, KeyError, TypeError):
+    except FileNotFoundError:
         return None
     return path
+
+
+def _exchange(one: Path, other: Path) -> bool:
+    """Swap two folders in one step, where kernel and file system can: Linux, on its own file systems."""
+    rename = getattr(ctypes.CDLL(None), "renameat2", None)
+    paths = _AT_FDCWD, os.fsencode(one), _AT_FDCWD, os.fsencode(other)
+    return rename is not None and rename(*paths, _RENAME_EXCHANGE) == 0
 
 
 def _name(agent_steps: int) -> str:

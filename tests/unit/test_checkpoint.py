@@ -3,6 +3,7 @@
 import json
 import math
 import random
+import resource
 import shutil
 import signal
 import subprocess
@@ -28,6 +29,8 @@ from mario_dist.checkpoint import (
     prune,
     save_checkpoint,
 )
+from mario_dist.cli.target import newest_state
+from mario_dist.errors import UserError
 from mario_dist.types import Arrays
 
 DTYPES = ("bool", "uint8", "int8", "uint16", "int16", "uint32", "int32", "uint64", "int64",
@@ -203,16 +206,18 @@ def damages(size: int) -> Iterator[tuple[str, int]]:
 
 @pytest.mark.parametrize("name", ["arrays.safetensors", "meta.json", "replay/frames"])
 def test_damage_at_every_64_kib_of_a_large_file_is_refused_and_the_one_before_it_is_whole(
-    name: str, tmp_path: Path
+    name: str, own_runs: Path
 ) -> None:
+    tmp_path = own_runs / "run" / "checkpoints"
     frames = np.random.default_rng(0).integers(0, 256, size=5 * 2**20, dtype=np.uint8)
 
     def save_replay(folder: Path) -> None:
         folder.mkdir()
         frames.tofile(folder / "frames")
 
-    before = save_checkpoint(tmp_path, 1, some_state(1))
-    large = TrainState({"frames": frames}, {"text": "ü" * 2**18})
+    one = TrainState(some_state(1).arrays, {**some_state(1).meta, "workers": []})
+    before = save_checkpoint(tmp_path, 1, one)
+    large = TrainState({"frames": frames}, {"text": "ü" * 2**18, "workers": []})
     newest = save_checkpoint(tmp_path, 2, large, save_replay)
     refused, (path, whole) = 0, (newest / name, (newest / name).read_bytes())
     for what, at in damages(len(whole)):
@@ -225,10 +230,16 @@ def test_damage_at_every_64_kib_of_a_large_file_is_refused_and_the_one_before_it
         with pytest.raises(CheckpointError, match=rf"{newest} is damaged: {name}"):
             checkpoint_replay(newest) if name.startswith("replay") else load_checkpoint(newest)
         refused += 1
+        if at == 2**16 and not name.startswith("replay"):
+            notes: list[str] = []
+            found = newest_state("run", notes.append)
+            assert found is not None
+            assert found[1] == before
+            assert notes == [f"{newest} is damaged: {name} is not what was written; trying the one before it"]
         path.write_bytes(whole)
     assert refused == 2 * -(-len(whole) // 2**16) > 40
     assert list_checkpoints(tmp_path) == [newest, before]
-    assert_same(load_checkpoint(before), some_state(1))
+    assert_same(load_checkpoint(before), one)
     assert_same(load_checkpoint(newest), large)
     assert checkpoint_replay(newest) == newest / "replay"
 
@@ -341,13 +352,51 @@ def test_best_is_what_was_marked_last(tmp_path: Path) -> None:
     assert best_checkpoint(tmp_path) is None
 
 
-@pytest.mark.parametrize("content", ["", "{", "[]", "{}", "null", '{"checkpoint": "step-9"}'])
-def test_a_damaged_best_is_no_best(content: str, tmp_path: Path) -> None:
-    save_checkpoint(tmp_path, 1, some_state())
+NAMES_NO_CHECKPOINT = ["", "{", "[]", "{}", "null", "[" * 200_000, '{"checkpoint": "/etc/passwd"}',
+                       '{"checkpoint": ""}', '{"checkpoint": "step-1/meta.json"}']  # fmt: skip
+
+
+@pytest.mark.parametrize("content", NAMES_NO_CHECKPOINT, ids=lambda text: text[:40])
+def test_while_best_is_damaged_no_checkpoint_is_removed(
+    content: str, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    paths = [save_checkpoint(tmp_path, n, some_state()) for n in (1, 2)]
+    mark_best(tmp_path, paths[0], {})
     (tmp_path / "best.json").write_text(content)
     assert best_checkpoint(tmp_path) is None
     prune(tmp_path, keep=1)
-    assert len(list_checkpoints(tmp_path)) == 1
+    assert len(list_checkpoints(tmp_path)) == 2
+    assert f"cannot read {tmp_path / 'best.json'}" in caplog.text
+    mark_best(tmp_path, paths[1], {})
+    prune(tmp_path, keep=1)
+    assert list_checkpoints(tmp_path) == [paths[1]]
+
+
+def test_no_flipped_bit_of_best_costs_a_checkpoint(tmp_path: Path) -> None:
+    paths = [save_checkpoint(tmp_path, n, some_state()) for n in (2, 1)]
+    mark_best(tmp_path, paths[1], {"clear_rate": 0.5})
+    whole = (tmp_path / "best.json").read_bytes()
+    others = set(json.loads(whole)["checkpoint"].encode())
+    for at in range(len(whole)):
+        flipped = bytearray(whole)
+        flipped[at] ^= 1 << (at % 8)
+        (tmp_path / "best.json").write_bytes(flipped)
+        digit = {whole[at], flipped[at]} <= set(b"0123456789") and whole[at] in others
+        if not digit:  # a name that is another checkpoint's is all that cannot be told
+            prune(tmp_path, keep=1)
+            assert set(list_checkpoints(tmp_path)) == set(paths)
+
+
+def test_a_folder_that_cannot_be_read_is_not_an_empty_one(saved: Path) -> None:
+    limits = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (0, limits[1]))
+    try:
+        with pytest.raises(UserError, match=f"cannot read the checkpoints in {saved.parent}: Too many open"):
+            list_checkpoints(saved.parent)
+        prune(saved.parent, keep=0)
+    finally:
+        resource.setrlimit(resource.RLIMIT_NOFILE, limits)
+    assert list_checkpoints(saved.parent) == [saved]
 
 
 # Crashes.
@@ -413,7 +462,7 @@ def test_kills_at_random_moments_leave_every_listed_checkpoint_whole(tmp_path: P
 
 # strace lists the system calls of an operation, then lets each of them in turn kill it, or fail.
 HARMED_AT_EVERY_CALL = """
-import os, re, signal, subprocess, sys
+import ctypes, os, re, signal, subprocess, sys
 from collections import Counter
 from pathlib import Path
 import numpy as np
@@ -449,6 +498,7 @@ def run(name, *options):
     subprocess.run(["cp", "-a", root / "whole", directory], check=True)
     child = os.fork()
     if child == 0:
+        ctypes.CDLL(None).prctl(0x59616D61, -1)  # PR_SET_PTRACER: anyone may trace it, whatever Yama says
         os.kill(os.getpid(), signal.SIGSTOP)
         try:
             during(directory)
@@ -488,7 +538,17 @@ def test_harm_at_any_system_call_leaves_a_sound_directory(operation: str, harm: 
         pytest.skip("strace may not attach to a process")
     assert result.returncode == 0, result.stderr
     codes = {call: int(code) for call, code in map(str.split, result.stdout.splitlines())}
-    assert {"openat-1", "rename-1", "fsync-1"} - {"fsync-1" if operation == "prune" else ""} <= set(codes)
+    # The harm was really done.
+    if "KILL" in harm:
+        assert set(codes.values()) == {-signal.SIGKILL}
+    else:
+        needed = {
+            "save": "write-1 fsync-1 rename-1",
+            "replace": "write-1 fsync-1",
+            "prune": "rename-1 rmdir-1",
+        }
+        for call in needed.get(operation, "write-1 fsync-1 rename-1").split():
+            assert codes[call] == 1, call
     expected = {"save": {1, 2, 3, 4}, "replace": {1, 2, 3}, "prune": {1, 3}, "mark_best": {1, 2, 3}}[
         operation
     ]
@@ -497,7 +557,7 @@ def test_harm_at_any_system_call_leaves_a_sound_directory(operation: str, harm: 
         directory = tmp_path / "all" / call
         try:
             numbers = set(assert_sound(directory))
-            assert {1, 2 if operation == "replace" else 3} <= numbers  # the best, and the newest others
+            assert {1, 3} <= numbers  # the best, and the newest others
             best = best_checkpoint(directory)
             assert best is not None
             assert best.name[-1] in ("13" if operation == "mark_best" else "1")
