@@ -44,6 +44,7 @@ _AWAY_S = 5.0
 _BETWEEN_S = (3.0, 8.0)
 _POLL_S = 0.2
 _PATIENCE_S = 240.0
+_LINES = 20
 _DISK_BYTES = 2**28
 _JUMPS_S = (-86_400, -3_600, -45, 45, 3_600, 86_400)
 _SIGNS = {"actor": "actor_restarts", "shard": "replay_shard_restarts"}
@@ -109,13 +110,15 @@ def bench_chaos(
 
     No fault begins later than ``minutes`` after the first report. recovered_s: median and most, by kind.
     starts: how often the run ended and was started again. lost_unrolls: as the run counts them, since its
-    last start. books: see ``_books``.
+    last start. books: see ``_books``. failed: why the faults ended before time, such as a run that did not
+    come back, or stopped in more than one line; else empty.
 
-    Raises ``UserError`` where the run does not come back, or stops in more than one line.
+    Raises ``UserError`` where a fault cannot be done here, or the training does not begin.
     """
     unknown = set(kinds) - set(KINDS)
     if unknown:
-        raise UserError(f"there is no fault {', '.join(sorted(unknown))}; faults are {', '.join(KINDS)}")
+        names = ", ".join(kind or "without a name" for kind in sorted(unknown))
+        raise UserError(f"there is no fault {names}; faults are {', '.join(KINDS)}")
     if "shard" in kinds and not config.algo.replayed:
         raise UserError(f"algo.name={config.algo.name} has no replay shards: leave out the fault shard")
     if "disk" in kinds and os.geteuid() != 0:
@@ -124,22 +127,28 @@ def bench_chaos(
     dice = random.Random(seed)
     dice.shuffle(order)
     began = time.monotonic()
-    with _scene(config, kinds) as scene:
+    with _scene(config, kinds, announce) as scene:
         _await_report(scene)
         announce(f"training with {_ACTORS} rollout actors; {len(order)} faults follow")
         hits: list[Hit] = []
+        failed = ""
         until = time.monotonic() + 60.0 * minutes
-        for number, kind in enumerate(order, 1):
-            if time.monotonic() > until:
-                break
-            scene.training.go_on(dice.uniform(*_BETWEEN_S))
-            hit = _hit(scene, kind, dice)
-            hits.append(hit)
-            what = f", started again {hit.starts} x: {hit.said}" if hit.starts else ""
-            announce(f"{number:3d} {kind:9s} recovered after {hit.recovered_s:5.1f} s{what}")
-        scene.training.go_on(_BETWEEN_S[0])
+        try:
+            for number, kind in enumerate(order, 1):
+                if time.monotonic() > until:
+                    break
+                scene.training.go_on(dice.uniform(*_BETWEEN_S))
+                hit = _hit(scene, kind, dice)
+                hits.append(hit)
+                what = f", started again {hit.starts} x: {hit.said or 'it was killed'}" if hit.starts else ""
+                announce(f"{number:3d} {kind:9s} recovered after {hit.recovered_s:5.1f} s{what}")
+            scene.training.go_on(_BETWEEN_S[0])
+            scene.training.stop()
+        except UserError as error:
+            failed = str(error)
+            announce("\n".join(["the training's last lines:", *scene.training.said()[-_LINES:]]))
+            scene.training.kill()
         lost = scene.reported().get("lost_unrolls", 0.0)
-        scene.training.stop()
         books = _books(scene.store, RUN, scene.runs / RUN, time.monotonic() - began)
     spread = {
         kind: {
@@ -155,6 +164,8 @@ def bench_chaos(
         "machine": machine.describe(),
         "seed": seed,
         "actors": _ACTORS,
+        "planned": len(order),
+        "failed": failed,
         "faults": spread,
         "lost_unrolls": int(lost),
         "books": books,
@@ -163,13 +174,15 @@ def bench_chaos(
 
 
 @contextmanager
-def _scene(config: RunConfig, kinds: Sequence[str]) -> Iterator[Scene]:
+def _scene(config: RunConfig, kinds: Sequence[str], announce: Callable[[str], None]) -> Iterator[Scene]:
     config = dataclasses.replace(
         endless(config), system=dataclasses.replace(config.system, max_restarts=ENDLESS)
     )
     with ExitStack() as stack:
-        postgres = stack.enter_context(temporary_postgres())
         folder = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="mario-dist-chaos-")))
+        clock = Clock(folder / "clock") if "clock" in kinds else None
+        announce("PostgreSQL, MLflow, a Ray cluster of three nodes and the training start: some minutes")
+        postgres = stack.enter_context(temporary_postgres())
         mlflow = MLflowServer(folder, f"sqlite:///{folder}/mlflow.db")
         stack.callback(mlflow.kill)
         mlflow.wait()
@@ -177,7 +190,6 @@ def _scene(config: RunConfig, kinds: Sequence[str]) -> Iterator[Scene]:
         runs.mkdir()
         if "disk" in kinds:
             stack.enter_context(small_disk(runs, _DISK_BYTES))
-        clock = Clock(folder / "clock") if "clock" in kinds else None
         cluster = stack.enter_context(local_cluster({} if clock is None else clock.env))
         beside = (config.replay.shards or 1) if config.algo.replayed else 0
         cluster.add_node("learner", (config.learner.threads or 1) + beside, {"learner": 1})

@@ -36,6 +36,7 @@ from mario_dist.errors import UserError
 from mario_dist.store import MetricRow, RunStore
 
 _START_S = 180.0
+_STARTS = 3
 _POLL_S = 0.2
 _WINDOW_S = 3.0
 _ENOUGH = 0.8
@@ -137,6 +138,15 @@ class LocalCluster:
             self.kill_node(name)
 
     def _start(self, name: str, options: Sequence[str], there: Sequence[str] = ()) -> None:
+        """Tried again where Ray gives up: on a slow machine too it waits 30 s for its own processes."""
+        for _ in range(_STARTS):
+            if (failure := self._start_once(name, options, there)) is None:
+                return
+            _kill_tree(self._nodes.pop(name))
+        raise UserError(f"the Ray node {name} did not start: {failure}")
+
+    def _start_once(self, name: str, options: Sequence[str], there: Sequence[str]) -> str | None:
+        """What it said last, where it does not start."""
         log = self._folder / f"{name}.log"
         # Ports of their own: the nodes share this machine's address.
         (agent,) = _free_ports(1)
@@ -159,9 +169,10 @@ class LocalCluster:
         until = time.monotonic() + _START_S
         while b"Ray runtime started" not in log.read_bytes():
             if process.poll() is not None or time.monotonic() > until:
-                lines = log.read_text(errors="replace").splitlines() or ["it said nothing"]
-                raise UserError(f"the Ray node {name} did not start: {lines[-1]}")
+                lines = log.read_text(errors="replace").splitlines()
+                return lines[-1] if lines else "it said nothing"
             time.sleep(_POLL_S)
+        return None
 
 
 @contextmanager

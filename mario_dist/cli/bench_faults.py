@@ -8,6 +8,7 @@ import typer
 
 from mario_dist.cli.bench import ConfigArguments, Json, print_machine
 from mario_dist.cli.bench_store import bench_app
+from mario_dist.errors import UserError
 
 __all__ = ["bench_app"]
 
@@ -55,18 +56,28 @@ def cluster(
 def chaos(
     arguments: ConfigArguments = None,
     faults: Annotated[
-        str | None, typer.Option(metavar="LIST", help="Such as actor,driver,postgres; by default all.")
+        str | None,
+        typer.Option(
+            metavar="LIST",
+            help="Of actor, shard, learner, driver, node, pause, postgres, mlflow, disk, clock; default: all.",
+        ),
     ] = None,
     each: Annotated[int, typer.Option(min=1, help="How often each of them.")] = 1,
-    seed: Annotated[int, typer.Option(min=0, help="Of their order, moments and victims.")] = 0,
+    seed: Annotated[
+        int, typer.Option(min=0, help="The same one gives the same order, moments and pauses.")
+    ] = 0,
     minutes: Annotated[
-        float, typer.Option(min=0.1, help="No fault begins later than that.", show_default="no end")
+        float,
+        typer.Option(
+            min=0.1, help="After the training's first report; no fault begins later.", show_default="no end"
+        ),
     ] = math.inf,
     as_json: Json = False,
 ) -> None:
-    """What a training on a Ray cluster of this machine bears: killed processes, lost servers, a full disk.
+    """What a training on a Ray cluster of this machine bears: processes and nodes that are killed or paused.
 
-    Exit code 1 where the run does not come back by itself or the same command, or its books do not balance.
+    And servers that go, a full disk, a clock that jumps. Progress goes to stderr. Exit code 1 where the run
+    does not come back by itself or by the same command, or its books do not balance.
 
     Example: mario-dist bench chaos --faults actor,learner,driver --each 5 --seed 1
     """
@@ -75,7 +86,7 @@ def chaos(
     from mario_dist.system.stop import interrupted_by_sigterm
 
     config = read_config(arguments or [], _APEX)
-    kinds = [kind.strip() for kind in faults.split(",")] if faults else list(KINDS)
+    kinds = list(KINDS) if faults is None else [kind.strip() for kind in faults.split(",")]
     with interrupted_by_sigterm():  # nothing that it started may stay
         document = bench_chaos(config, kinds, each, seed, lambda text: typer.echo(text, err=True), minutes)
     books = document["books"]
@@ -89,13 +100,16 @@ def chaos(
                 f"{kind:9s} {row['times']:3d} times: recovered after {row['median_s']:.1f} s (median),"
                 f" {row['most_s']:.1f} s (most){starts}"
             )
-        print(f"{document['lost_unrolls']} unrolls lost")
+        done = sum(row["times"] for row in document["faults"].values())
+        print(f"{done} of {document['planned']} faults were done; {document['lost_unrolls']} unrolls lost")
         print("episodes: " + ", ".join(f"{count:,} {name}" for name, count in books["episodes"].items()))
         print(
             f"agent steps: {books['agent_steps']:,}, of them in ended episodes {books['steps_of_episodes']:,}"
         )
         wrong = ", ".join(books["wrong"])
         print(f"the books do not balance: {wrong}" if wrong else "the books balance")
+    if document["failed"]:
+        raise UserError(document["failed"])
     if books["wrong"]:
         raise typer.Exit(1)
 

@@ -45,6 +45,7 @@ def test_every_fault_once() -> None:
     ("arguments", "says"),
     [
         (("--faults", "actor,meteor"), "there is no fault meteor; faults are actor, shard"),
+        (("--faults", ""), "there is no fault without a name; faults are actor"),
         (("configs/ppo-1-1.yaml", "--faults", "shard"), "algo.name=ppo has no replay shards"),
         (("algo.gama=1",), "unknown key algo.gama"),
     ],
