@@ -59,7 +59,7 @@ def chaos(
         str | None,
         typer.Option(
             metavar="LIST",
-            help="Of actor, shard, learner, driver, node, pause, postgres, mlflow, disk, clock; default: all.",
+            help="Of actor,shard,learner,driver,node,pause,postgres,mlflow,disk,clock; by default all.",
         ),
     ] = None,
     each: Annotated[int, typer.Option(min=1, help="How often each of them.")] = 1,

@@ -13,7 +13,7 @@ from collections.abc import Iterator, Mapping
 from contextlib import closing, contextmanager, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING
-from urllib.parse import parse_qsl, unquote, urlsplit
+from urllib.parse import unquote, unquote_plus, urlsplit
 
 from mario_dist.errors import UserError
 from mario_dist.paths import runs_dir
@@ -35,7 +35,10 @@ _ENVIRONMENT = {
     "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "2",
     "MLFLOW_HTTP_REQUEST_TIMEOUT": "30",
 }
-_SECRET = re.compile(r"pass|token|secret|key|auth|cred|sig", re.IGNORECASE)
+_PUBLIC = ("sslmode", "connect_timeout", "application_name", "host", "port", "dbname", "user")
+"""Of a query, what messages may say."""
+_SHORTEST = 4
+"""Of a secret: what is shorter is in every other word of a message."""
 _OPENING_LOCK = 0x6D6C666C6F77  # "mlflow": any number that no other program's advisory lock has
 
 
@@ -51,8 +54,14 @@ def resolve_uri(uri: str) -> str:
     """
     uri = uri.strip()
     scheme, _, rest = uri.partition("://")
-    if not _parses(uri) or not (scheme == "sqlite" or is_clear(uri)):
-        raise UserError("cannot read the tracking URI: special characters of a password must be %-encoded")
+    if not _parses(uri):
+        raise UserError(
+            "cannot read the tracking URI: write sqlite:///PATH, postgresql://... or http://HOST:PORT"
+        )
+    if scheme != "sqlite" and not is_clear(uri):
+        raise UserError(
+            "cannot read the tracking URI: special characters of a password must be %-encoded (@ as %40)"
+        )
     if re.fullmatch(r"postgres(ql)?(\+\w+)?", scheme):
         return f"postgresql+psycopg2://{rest}"
     if scheme == "sqlite":
@@ -68,8 +77,9 @@ def resolve_uri(uri: str) -> str:
 
 
 def redact(uri: str) -> str:
-    """``uri`` without its credentials and its query, for messages."""
-    return re.sub(r"^([\w.+-]+:/+)?.*@", r"\1***@", uri, flags=re.DOTALL).partition("?")[0]
+    """``uri`` without its credentials, its query and its fragment, for messages."""
+    shown = re.sub(r"^([\w.+-]+:/+)?.*@", r"\1***@", uri, flags=re.DOTALL)
+    return re.split(r"[?#;&]", shown, maxsplit=1)[0]
 
 
 def _parses(uri: str) -> bool:
@@ -82,11 +92,14 @@ def _parses(uri: str) -> bool:
 def _secrets(uri: str) -> list[str]:
     """What a message must not say, as it is in a ``uri`` and as it is meant."""
     parts = urlsplit(uri)
-    found = [value for name, value in parse_qsl(parts.query) if _SECRET.search(name)]
-    if parts.password:
-        # A message is one line, whatever the password.
-        found += [parts.password, unquote(parts.password), " ".join(unquote(parts.password).split())]
-    return [secret for secret in found if secret]
+    found = [parts.password or ""]
+    for item in re.split(r"[?#;&]", uri)[1:]:
+        name, _, value = item.partition("=")
+        if name not in _PUBLIC and len(value) >= _SHORTEST:
+            found.append(value)
+    # A message is one line, whatever the password.
+    meant = [spaces(value) for value in found for spaces in (unquote, unquote_plus)]
+    return [secret for secret in {*found, *meant, *(" ".join(value.split()) for value in meant)} if secret]
 
 
 def explain(error: BaseException, uri: str) -> str:
@@ -97,7 +110,7 @@ def explain(error: BaseException, uri: str) -> str:
         error = cause
     text = " ".join(str(error).split()) or type(error).__name__
     text = re.sub(r"//[^@/ ]*@", "//***@", text)
-    for secret in _secrets(uri):
+    for secret in sorted(_secrets(uri), key=len, reverse=True):
         text = text.replace(secret, "***")
     return text if len(text) <= MESSAGE_LIMIT else text[: MESSAGE_LIMIT - 3] + "..."
 

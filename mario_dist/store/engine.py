@@ -21,8 +21,12 @@ from mario_dist.urls import is_clear
 
 CONNECT_TIMEOUT_S = 5
 _READ_ONLY_TRANSACTION = "25006"
-_A_SERVER = re.compile(r"[\w.-]+:\d+(/|$)|.*:.*@|(?!file:)[\w+.-]+:/", re.DOTALL)
-"""HOST:PORT, USER:PASSWORD@HOST or SCHEME:/ for a path: part of a server's URL, for which no file is made."""
+_A_SERVER = re.compile(
+    r"[\w.-]+:\d+(/|$)|[^/]*:.*@|(?!file:)[\w+.-]+:/|postgres(ql)?[:/]|.*\b(password|pwd)\s*=",
+    re.DOTALL | re.IGNORECASE,
+)
+"""A path that is HOST:PORT, USER:PASSWORD@HOST, SCHEME:/ or libpq's: no file is named by a password."""
+_DRIVERS = ("sqlite", "sqlite+pysqlite", "postgresql+psycopg2")
 
 
 class StoreUnavailable(UserError):
@@ -66,16 +70,18 @@ def open_engine(url: str, busy_timeout_s: float) -> tuple[Engine, str]:
         "keepalives_count": 3,
         "tcp_user_timeout": 30_000,
     }
-    where = parsed.set(drivername="postgresql", password=None, query={}).render_as_string()
-    engine = create_engine(
-        parsed,
-        connect_args={key: value for key, value in defaults.items() if key not in parsed.query},
-        pool_pre_ping=True,  # a server that was restarted during a long training is found again
-        executemany_mode="values_plus_batch",  # or an upsert makes one round trip per row
-        hide_parameters=True,
-        json_serializer=to_json,
-    )
-    return engine, where
+    # Not the user's name either: with a colon that is %-encoded, it has the password in it.
+    where = URL.create("postgresql", host=parsed.host, port=parsed.port, database=parsed.database)
+    with _clear_options():
+        engine = create_engine(
+            parsed,
+            connect_args={key: value for key, value in defaults.items() if key not in parsed.query},
+            pool_pre_ping=True,  # a server that was restarted during a long training is found again
+            executemany_mode="values_plus_batch",  # or an upsert makes one round trip per row
+            hide_parameters=True,
+            json_serializer=to_json,
+        )
+    return engine, where.render_as_string()
 
 
 def missing_file(url: str) -> Path | None:
@@ -131,7 +137,7 @@ def _finite(value: Any) -> Any:
 def _parse(url: str) -> URL:
     # The parser's own words are not repeated: they may quote a piece of the password.
     url, hint = url.strip(), "write sqlite:///PATH or postgresql://USER:PASSWORD@HOST/NAME"
-    unreadable = UserError(f"cannot read the database URL; {hint}, special characters %-encoded")
+    unreadable = UserError(f"cannot read the database URL; {hint}, special characters %-encoded (@ as %40)")
     try:
         parsed = make_url(normalise_url(url))
     except (ArgumentError, ValueError):
@@ -140,12 +146,14 @@ def _parse(url: str) -> URL:
     if backend == "sqlite":
         clear = url.isprintable() and not _A_SERVER.match(parsed.database or "")
     else:
-        clear = is_clear(url)
+        clear = is_clear(url) and not re.search(r"[?#;&=]", parsed.database or "")
     if not clear:
         raise unreadable
     if backend not in ("sqlite", "postgresql"):
         raise UserError(f"runs are stored in SQLite or PostgreSQL, not in {backend!r}; {hint}")
-    server = parsed.host or parsed.username
+    if parsed.drivername not in _DRIVERS:
+        raise unreadable
+    server = parsed.host or parsed.username is not None
     if backend == "sqlite" and (server or not parsed.database or parsed.database == ":memory:"):
         raise UserError("an SQLite URL must name a file, such as sqlite:///runs/mario.db (three slashes)")
     return parsed
@@ -164,13 +172,10 @@ def _open_sqlite(url: URL, busy_timeout_s: float) -> tuple[Engine, str]:
                 f"cannot make the directory {file.parent} of the run database: {error.strerror}"
             ) from error
         url = url.set(database=str(file))
-    try:
-        with warnings.catch_warnings(action="error"):
-            engine = create_engine(
-                url, connect_args={"timeout": busy_timeout_s}, hide_parameters=True, json_serializer=to_json
-            )
-    except (SAWarning, ValueError):
-        raise UserError("cannot read the database URL: an SQLite file takes no such options (?...)") from None
+    with _clear_options():
+        engine = create_engine(
+            url, connect_args={"timeout": busy_timeout_s}, hide_parameters=True, json_serializer=to_json
+        )
 
     @event.listens_for(engine, "connect")
     def configure(connection: sqlite3.Connection, record: object) -> None:
@@ -183,6 +188,15 @@ def _open_sqlite(url: URL, busy_timeout_s: float) -> tuple[Engine, str]:
         connection.exec_driver_sql(connection.get_execution_options().get("sqlite_begin", "BEGIN"))
 
     return engine, path
+
+
+@contextmanager
+def _clear_options() -> Iterator[None]:
+    try:
+        with warnings.catch_warnings(action="error", category=SAWarning):
+            yield
+    except (ArgumentError, SAWarning, ValueError):
+        raise UserError("cannot read the database URL: it has options (?...) that mean nothing") from None
 
 
 def _use_write_ahead_log(connection: sqlite3.Connection, busy_timeout_s: float) -> None:
@@ -200,7 +214,7 @@ def _use_write_ahead_log(connection: sqlite3.Connection, busy_timeout_s: float) 
 
 def _explain(error: DBAPIError, url: URL, where: str) -> str:
     reason = str(error.orig)
-    if url.password:
-        reason = reason.replace(url.password, "***")
+    for secret in filter(None, [url.password, url.query.get("password"), url.query.get("sslpassword")]):
+        reason = reason.replace(str(secret), "***")
     reason = " ".join(reason.split())
     return f"cannot use the run database {where}: {reason}"
