@@ -46,9 +46,9 @@ _POLL_S = 0.2
 _PATIENCE_S = 240.0
 _LINES = 20
 _DISK_BYTES = 2**28
-_JUMPS_S = (-86_400, -3_600, -45, 45, 3_600, 86_400)
-"""Of the clock. Back from where it was, it is set right once the run went on: Ray's timers (Boost's
-``deadline_timer``) stand still until the clock is again where it was, and nothing new is placed."""
+_JUMPS_S = (-45, 45, 3_600, 86_400)
+"""Of the clock. Further back, Ray's timers (Boost's ``deadline_timer``) stand still for as long, and it
+places nothing new: a training goes on, but the next fault would be its end."""
 _SIGNS = {"actor": "actor_restarts", "shard": "replay_shard_restarts"}
 """The count by which a run says that it saw the fault."""
 _CLASSES = {
@@ -223,7 +223,6 @@ def _hit(scene: Scene, kind: str, dice: random.Random) -> Hit:
     report = scene.reported()
     hit = Hit(kind, int(report.get("agent_steps", 0)))
     before = time.monotonic()
-    jump_s = 0
     if kind == "driver":
         scene.training.kill()
         hit.starts = 1
@@ -245,8 +244,7 @@ def _hit(scene: Scene, kind: str, dice: random.Random) -> Hit:
             time.sleep(_AWAY_S)
     elif kind == "clock":
         assert scene.clock is not None
-        jump_s = dice.choice(_JUMPS_S)
-        scene.clock.jump(jump_s)
+        scene.clock.jump(dice.choice(_JUMPS_S))
         time.sleep(LATE_S)
     else:
         victim = dice.choice(_victims(scene, kind))
@@ -261,9 +259,6 @@ def _hit(scene: Scene, kind: str, dice: random.Random) -> Hit:
     sign = _SIGNS.get(kind)
     _recover(scene, hit, {} if sign is None else {sign: report.get(sign, 0.0)})
     hit.recovered_s = time.monotonic() - before
-    if scene.clock is not None and jump_s < 0:
-        scene.clock.jump(-jump_s)
-        time.sleep(LATE_S)
     return hit
 
 
