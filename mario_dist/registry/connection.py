@@ -54,13 +54,13 @@ def resolve_uri(uri: str) -> str:
     """
     uri = uri.strip()
     scheme, _, rest = uri.partition("://")
-    if not _parses(uri):
-        raise UserError(
-            "cannot read the tracking URI: write sqlite:///PATH, postgresql://... or http://HOST:PORT"
-        )
     if scheme != "sqlite" and not is_clear(uri):
         raise UserError(
             "cannot read the tracking URI: special characters of a password must be %-encoded (@ as %40)"
+        )
+    if not _parses(uri):
+        raise UserError(
+            "cannot read the tracking URI: write sqlite:///PATH, postgresql://... or http://HOST:PORT"
         )
     if re.fullmatch(r"postgres(ql)?(\+\w+)?", scheme):
         return f"postgresql+psycopg2://{rest}"
