@@ -83,13 +83,14 @@ def save_checkpoint(
     for name, content in {**files, "manifest.json": json.dumps(manifest, indent=1).encode()}.items():
         _write_synced(temporary / name, content)
     _sync(temporary)
-    if final.exists() and _exchange(temporary, final):
-        shutil.rmtree(temporary)
-    else:
+    swapped = final.exists() and _exchange(temporary, final)
+    if not swapped:
         if final.exists():
             _discard(final)  # a crash between here and the next line leaves the checkpoint before it
         temporary.rename(final)
     _sync(directory)
+    if swapped:
+        shutil.rmtree(temporary)
     for path in list_checkpoints(directory):
         if path != final:
             _discard_replay(path)
@@ -205,8 +206,8 @@ def set_aside_newer(directory: Path, agent_steps: int) -> list[Path]:
 def mark_best(directory: Path, checkpoint: Path, evaluation: Mapping[str, Any]) -> None:
     """Point at the best checkpoint so far, atomically."""
     temporary = directory / f"{_TEMPORARY}{_BEST}"
-    content = json.dumps({"checkpoint": checkpoint.name, "evaluation": evaluation}, indent=1)
-    _write_synced(temporary, content.encode())
+    content = {"checkpoint": checkpoint.name, "evaluation": evaluation}
+    _write_synced(temporary, json.dumps({**content, "sha256": _best_digest(content)}, indent=1).encode())
     temporary.rename(directory / _BEST)
     _sync(directory)
 
@@ -230,12 +231,19 @@ def _best(directory: Path) -> Path | None:
     name = content.get("checkpoint") if isinstance(content, dict) else None
     if not isinstance(name, str) or not re.fullmatch(rf"{_PREFIX}\d+", name, re.ASCII):
         raise ValueError("it names no checkpoint")
+    digest = content.pop("sha256", None)  # a version that wrote none is believed
+    if digest not in (None, _best_digest(content)):
+        raise ValueError("it is not what was written")
     path = directory / name
     try:
         path.stat()
-    except FileNotFoundError:
+    except FileNotFoundError:  # such as one that was set aside
         return None
     return path
+
+
+def _best_digest(content: Mapping[str, Any]) -> str:
+    return hashlib.sha256(json.dumps(content).encode()).hexdigest()
 
 
 def _exchange(one: Path, other: Path) -> bool:
