@@ -13,7 +13,7 @@ from support.commands import Result
 from support.disks import unprivileged
 from support.training import go
 
-from mario_dist.bench.chaos import _books
+from mario_dist.bench.chaos import KINDS, _books
 from mario_dist.bench.load import _processes
 from mario_dist.checkpoint import list_checkpoints
 from mario_dist.config import RunConfig
@@ -58,6 +58,11 @@ def test_what_cannot_be_done_is_refused_before_anything_starts(
     assert says in told.stderr
 
 
+def test_the_help_names_every_fault(here: Callable[..., Result], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("COLUMNS", "200")
+    assert ",".join(KINDS) in here("bench", "chaos", "--help").stdout
+
+
 def test_a_full_disk_takes_root(here: Callable[..., Result]) -> None:
     with unprivileged():
         told = here("bench", "chaos", "--faults", "disk")
@@ -71,6 +76,8 @@ def test_a_load_is_measured_process_by_process(here: Callable[..., Result]) -> N
     document = json.loads(told.stdout)
     assert document["agent_steps"] > 0
     assert document["spilled_bytes"] == 0
+    assert document["steady"]["queue"]
+    assert document["steady"]["object_store"]
     actors = document["processes"]["ray::RolloutActor"]
     assert actors["number"] == document["actors"]
     assert {"driver", "ray::LearnerActor", "raylet"} <= set(document["processes"])

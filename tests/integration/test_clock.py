@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 from support.commands import Result
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from mario_dist.bench.chaos import _books
 from mario_dist.bench.clock import LATE_S, Clock
@@ -66,6 +67,12 @@ def test_a_training_bears_a_clock_that_jumps(
     assert after.status == "stopped"
     assert after.ended_at is not None
     assert after.ended_at < after.created_at - timedelta(hours=23)
+    # It lived a day ahead, too: TensorBoard's events have the wall clock's time.
+    events = EventAccumulator(str(tmp_path / run.id / "tensorboard"), size_guidance={"scalars": 0})
+    events.Reload()
+    seen = [event.wall_time for tag in events.Tags()["scalars"] for event in events.Scalars(tag)]
+    days = {round((wall_time - time.time()) / DAY_S) for wall_time in seen}
+    assert days == {-1, 0, 1}
     assert books["wrong"] == []
     assert books["episodes"]["stored"] > 10
     monkeypatch.setenv("MARIO_DIST_DB", url)
