@@ -51,6 +51,8 @@ _JUMPS_S = (-45, 45, 3_600, 86_400)
 places nothing new: a training goes on, but the next fault would be its end."""
 _SIGNS = {"actor": "actor_restarts", "shard": "replay_shard_restarts"}
 """The count by which a run says that it saw the fault."""
+_ENDS = ("learner",)
+"""What a run does not outlive: it ends, maybe a report or two later, and goes on by the same command."""
 _CLASSES = {
     "actor": ("RolloutActor",),
     "shard": ("ShardActor",),
@@ -296,7 +298,8 @@ def _recover(scene: Scene, hit: Hit, before: Mapping[str, float]) -> None:
             scene.train()
         report = scene.reported()
         steps = report.get("agent_steps")
-        noticed = hit.starts > 0 or all(report.get(name, 0.0) > value for name, value in before.items())
+        counted = all(report.get(name, 0.0) > value for name, value in before.items())
+        noticed = hit.starts > 0 or (counted and hit.kind not in _ENDS)
         complete = len(seen) < 2 or (noticed and report.get("rollout_actors", 0.0) >= _ACTORS)
         if steps is not None and steps not in seen[-1:] and complete:
             seen.append(steps)

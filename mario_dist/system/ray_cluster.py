@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import ray
+from ray._private import ray_constants
 from ray.exceptions import AuthenticationError, RayError
 from ray.util.placement_group import placement_group, remove_placement_group
 
@@ -63,17 +64,34 @@ def connected(address: str | None, dashboard_port: int | None, *, cores: int) ->
         ray.shutdown()
 
 
+@contextmanager
+def _on_loopback() -> Iterator[None]:
+    """A Ray that starts meanwhile listens on 127.0.0.1 alone, as it does on macOS and Windows.
+
+    Ray has no public way to that: ``_node_ip_address`` turns loopback into the machine's address again, and
+    the constant's environment variable is read at the import, too early for a process that may join a
+    cluster instead.
+    """
+    several_machines = ray_constants.ENABLE_RAY_CLUSTER
+    ray_constants.ENABLE_RAY_CLUSTER = False
+    try:
+        yield
+    finally:
+        ray_constants.ENABLE_RAY_CLUSTER = several_machines
+
+
 def _start(dashboard_port: int | None, cores: int) -> None:
     for attempt in range(_STARTS):
         try:
-            ray.init(
-                address="local",
-                num_cpus=cores,
-                include_dashboard=dashboard_port is not None,
-                dashboard_port=dashboard_port,
-                log_to_driver=False,
-                logging_level=logging.ERROR,
-            )
+            with _on_loopback():
+                ray.init(
+                    address="local",
+                    num_cpus=cores,
+                    include_dashboard=dashboard_port is not None,
+                    dashboard_port=dashboard_port,
+                    log_to_driver=False,
+                    logging_level=logging.ERROR,
+                )
             with suppress(OSError):  # Ray lets every user of the machine read it
                 (Path.home() / ".ray" / "auth_token").chmod(0o600)
             return

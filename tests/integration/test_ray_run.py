@@ -5,10 +5,12 @@ import os
 import signal
 from collections import Counter
 from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager
+from contextlib import AbstractContextManager, suppress
 from dataclasses import replace
+from ipaddress import ip_address
 from typing import Any
 
+import psutil
 import pytest
 import ray
 
@@ -119,6 +121,22 @@ def test_lag_0_waits_for_the_newest_weights_and_lag_1_overlaps(probe_config: Mak
         assert all(s in (n, min(480, n + 96 * lag)) for s, n in zip(steps, learned, strict=True))
         assert set(log.episode_keys().values()) == {1}
         assert len(log.states[-1][1]) == 2
+
+
+@pytest.mark.usefixtures("ray_here")
+def test_nothing_of_it_listens_beyond_this_machine(probe_config: Make) -> None:
+    listening: set[str] = set()
+
+    def look(rollouts: RayRollouts, iteration: Iteration) -> None:
+        me = psutil.Process()
+        for process in [me, *me.children(recursive=True)]:
+            with suppress(psutil.NoSuchProcess):
+                sockets = process.net_connections("inet")
+                listening.update(one.laddr.ip for one in sockets if one.status == psutil.CONN_LISTEN)
+
+    drive(probe_config(**RAY), look)
+    assert listening
+    assert all(ip_address(address).is_loopback for address in listening), listening
 
 
 @pytest.mark.usefixtures("ray_here")
