@@ -14,6 +14,7 @@ import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -51,6 +52,7 @@ _JUMPS_S = (-45, 45, 3_600, 86_400)
 places nothing new: a training goes on, but the next fault would be its end."""
 _SIGNS = {"actor": "actor_restarts", "shard": "replay_shard_restarts"}
 """The count by which a run says that it saw the fault."""
+_LOSSES = ("actor_restarts", "lost_unrolls", "replay_lost")
 _ENDS = ("learner",)
 """What a run does not outlive: it ends, maybe a report or two later, and goes on by the same command."""
 _CLASSES = {
@@ -113,9 +115,11 @@ def bench_chaos(
     """Train as ``config`` says, without evaluations, through ``each`` faults of every kind, in random order.
 
     No fault begins later than ``minutes`` after the first report. recovered_s: median and most, by kind.
-    starts: how often the run ended and was started again. lost_unrolls: as the run counts them, since its
-    last start. books: see ``_books``. failed: why the faults ended before time, such as a run that did not
-    come back, or stopped in more than one line; else empty.
+    starts: how often the run ended and was started again. lost: as the run counted it, in all its starts, but
+    for what came after a checkpoint from which it was resumed: actor_restarts, each with the unroll that
+    was being made; lost_unrolls, on their way to the queue; replay_lost, transitions in the replay or on
+    their way there. books: see ``_books``. failed: why the faults ended before time, such as a run that did
+    not come back, or stopped in more than one line; else empty.
 
     Raises ``UserError`` where a fault cannot be done here, or the training does not begin.
     """
@@ -152,7 +156,7 @@ def bench_chaos(
             failed = str(error)
             announce("\n".join(["the training's last lines:", *scene.training.said()[-_LINES:]]))
             scene.training.kill()
-        lost = scene.reported().get("lost_unrolls", 0.0)
+        lost = _lost(scene.store, RUN)
         books = _books(scene.store, RUN, scene.runs / RUN, time.monotonic() - began)
     spread = {
         kind: {
@@ -171,7 +175,7 @@ def bench_chaos(
         "planned": len(order),
         "failed": failed,
         "faults": spread,
-        "lost_unrolls": int(lost),
+        "lost": lost,
         "books": books,
         "hits": [dataclasses.asdict(hit) for hit in hits],
     }
@@ -319,6 +323,15 @@ def _await_report(scene: Scene) -> None:
     _recover(scene, first, {})
     if first.starts:
         raise UserError(f"the training does not start: {first.said}")
+
+
+def _lost(store: RunStore, run_id: str) -> dict[str, int]:
+    """By ``_LOSSES``. Each start of a run counts from 0: where a count falls, another start begins."""
+    totals = {}
+    for name in _LOSSES:
+        counts = [row["value"] for row in store.metrics(run_id, [name])]
+        totals[name] = int(sum(count for count, after in pairwise([*counts, 0.0]) if after < count))
+    return totals
 
 
 def _books(store: RunStore, run_id: str, directory: Path, most_s: float) -> dict[str, Any]:

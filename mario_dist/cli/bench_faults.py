@@ -101,7 +101,12 @@ def chaos(
                 f" {row['most_s']:.1f} s (most){starts}"
             )
         done = sum(row["times"] for row in document["faults"].values())
-        print(f"{done} of {document['planned']} faults were done; {document['lost_unrolls']} unrolls lost")
+        lost = document["lost"]
+        print(f"{done} of {document['planned']} faults were done")
+        print(
+            f"lost: {lost['actor_restarts']:,} unrolls in the making, {lost['lost_unrolls']:,} on their way,"
+            f" {lost['replay_lost']:,} transitions of the replay"
+        )
         print("episodes: " + ", ".join(f"{count:,} {name}" for name, count in books["episodes"].items()))
         print(
             f"agent steps: {books['agent_steps']:,}, of them in ended episodes {books['steps_of_episodes']:,}"

@@ -13,7 +13,7 @@ from support.commands import Result
 from support.disks import unprivileged
 from support.training import go
 
-from mario_dist.bench.chaos import KINDS, _books
+from mario_dist.bench.chaos import KINDS, _books, _lost
 from mario_dist.bench.load import _processes
 from mario_dist.checkpoint import list_checkpoints
 from mario_dist.config import RunConfig
@@ -33,6 +33,8 @@ def test_every_fault_once() -> None:
     assert document["books"]["wrong"] == []
     assert document["books"]["episodes"]["stored"] > 0
     assert {row["times"] for row in document["faults"].values()} == {1}
+    assert document["lost"]["actor_restarts"] >= 2  # of the actor and of the node
+    assert document["lost"]["replay_lost"] > 0
     # Only these may end a run; all others are borne.
     assert {name for name, row in document["faults"].items() if row["starts"]} <= {
         "driver",
@@ -124,3 +126,13 @@ def test_books_that_do_not_balance_are_found(tmp_path: Path, probe_config: Calla
     assert wrong() == ["steps_once", "versions_grow", "checkpoints_whole"]
     change("DELETE FROM episodes WHERE sequence = 1")
     assert wrong() == ["every_episode_once", "steps_once", "versions_grow", "checkpoints_whole"]
+
+
+def test_what_was_lost_is_that_of_all_starts(tmp_path: Path, probe_config: Callable[..., RunConfig]) -> None:
+    result = go(probe_config(), tmp_path)
+    with RunStore(f"sqlite:///{tmp_path}/mario.db") as store:
+        # The third report is that of another start.
+        for step, (actors, transitions) in enumerate([(0, 0), (2, 700), (0, 0), (1, 0), (3, 50), (3, 50)]):
+            counts = {"actor_restarts": float(actors), "replay_lost": float(transitions)}
+            store.add_metrics(result.run_id, 10_000 + step, 100.0 + step, counts)
+        assert _lost(store, result.run_id) == {"actor_restarts": 5, "lost_unrolls": 0, "replay_lost": 750}
