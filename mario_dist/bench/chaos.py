@@ -13,8 +13,7 @@ import tempfile
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager, suppress
-from dataclasses import dataclass
-from itertools import pairwise
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -75,6 +74,21 @@ class Hit:
     said: str = ""
 
 
+class Losses:
+    """What a run lost in all its starts, each of which counts from 0."""
+
+    def __init__(self) -> None:
+        self.total = dict.fromkeys(_LOSSES, 0)
+        self._at = -1.0
+
+    def add(self, report: Mapping[str, float]) -> None:
+        """The last report of a start; that of the start before where there is none."""
+        if report and report["agent_steps"] != self._at:
+            self._at = report["agent_steps"]
+            for name in _LOSSES:
+                self.total[name] += int(report.get(name, 0.0))
+
+
 @dataclass
 class Scene:
     """All that runs."""
@@ -89,9 +103,11 @@ class Scene:
     log: Path
     training: Training
     clock: Clock | None = None
+    losses: Losses = field(default_factory=Losses)
 
     def train(self) -> None:
         """The same command again."""
+        self.losses.add(self.reported())
         self.training = _train(self.config, self.cluster, self.log, self.env)
 
     def reported(self) -> dict[str, float]:
@@ -115,11 +131,11 @@ def bench_chaos(
     """Train as ``config`` says, without evaluations, through ``each`` faults of every kind, in random order.
 
     No fault begins later than ``minutes`` after the first report. recovered_s: median and most, by kind.
-    starts: how often the run ended and was started again. lost: as the run counted it, in all its starts, but
-    for what came after a checkpoint from which it was resumed: actor_restarts, each with the unroll that
-    was being made; lost_unrolls, on their way to the queue; replay_lost, transitions in the replay or on
-    their way there. books: see ``_books``. failed: why the faults ended before time, such as a run that did
-    not come back, or stopped in more than one line; else empty.
+    starts: how often the run ended and was started again. lost: by the last report of each start:
+    actor_restarts, each with the unroll that was being made, if any was; lost_unrolls, on their way to the
+    queue; replay_lost, transitions in the replay or on their way there. books: see ``_books``. failed: why
+    the faults ended before time, such as a run that did not come back, or stopped in more than one line;
+    else empty.
 
     Raises ``UserError`` where a fault cannot be done here, or the training does not begin.
     """
@@ -156,7 +172,7 @@ def bench_chaos(
             failed = str(error)
             announce("\n".join(["the training's last lines:", *scene.training.said()[-_LINES:]]))
             scene.training.kill()
-        lost = _lost(scene.store, RUN)
+        scene.losses.add(scene.reported())
         books = _books(scene.store, RUN, scene.runs / RUN, time.monotonic() - began)
     spread = {
         kind: {
@@ -175,7 +191,7 @@ def bench_chaos(
         "planned": len(order),
         "failed": failed,
         "faults": spread,
-        "lost": lost,
+        "lost": scene.losses.total,
         "books": books,
         "hits": [dataclasses.asdict(hit) for hit in hits],
     }
@@ -300,6 +316,9 @@ def _recover(scene: Scene, hit: Hit, before: Mapping[str, float]) -> None:
             hit.starts += 1
             seen = []
             scene.train()
+        if hit.starts and not scene.training.has_reported():
+            time.sleep(_POLL_S)
+            continue  # what is stored is still of the start before
         report = scene.reported()
         steps = report.get("agent_steps")
         counted = all(report.get(name, 0.0) > value for name, value in before.items())
@@ -323,15 +342,6 @@ def _await_report(scene: Scene) -> None:
     _recover(scene, first, {})
     if first.starts:
         raise UserError(f"the training does not start: {first.said}")
-
-
-def _lost(store: RunStore, run_id: str) -> dict[str, int]:
-    """By ``_LOSSES``. Each start of a run counts from 0: where a count falls, another start begins."""
-    totals = {}
-    for name in _LOSSES:
-        counts = [row["value"] for row in store.metrics(run_id, [name])]
-        totals[name] = int(sum(count for count, after in pairwise([*counts, 0.0]) if after < count))
-    return totals
 
 
 def _books(store: RunStore, run_id: str, directory: Path, most_s: float) -> dict[str, Any]:

@@ -133,9 +133,11 @@ def wall_s_now(run: RunRow) -> float:
 class Training:
     """A process that trains. Every wait raises ``UserError`` where it has ended."""
 
-    def __init__(self, process: subprocess.Popen[bytes], log: Path) -> None:
+    def __init__(self, process: subprocess.Popen[bytes], log: Path, before: int) -> None:
+        """before: bytes that ``log`` had."""
         self._process = process
         self._log = log
+        self._from = before
 
     def wait_for[T](self, ask: Callable[[], T | None]) -> T:
         """What ``ask`` answers, once that is true."""
@@ -168,6 +170,10 @@ class Training:
     def said(self) -> list[str]:
         """The lines that it has printed."""
         return [line for line in self._log.read_text(errors="replace").splitlines() if line.strip()]
+
+    def has_reported(self) -> bool:
+        """Whether this process has trained, and not only one before it with the same log."""
+        return b"\nsteps=" in b"\n" + self._log.read_bytes()[self._from :]
 
     def processes(self) -> list[psutil.Process]:
         """Itself and all that it started."""
@@ -208,6 +214,7 @@ def trained(
 def launch(words: Sequence[str], log: Path, env: Mapping[str, str], cwd: Path | None = None) -> Training:
     """`mario-dist WORDS`, whose lines follow those that ``log`` has."""
     with log.open("ab") as output:
+        before = output.tell()
         process = subprocess.Popen(
             [sys.executable, "-m", "mario_dist.cli.main", *words],
             stdin=subprocess.DEVNULL,
@@ -216,4 +223,4 @@ def launch(words: Sequence[str], log: Path, env: Mapping[str, str], cwd: Path | 
             env=env,
             cwd=cwd,
         )
-    return Training(process, log)
+    return Training(process, log, before)

@@ -13,7 +13,7 @@ from support.commands import Result
 from support.disks import unprivileged
 from support.training import go
 
-from mario_dist.bench.chaos import KINDS, _books, _lost
+from mario_dist.bench.chaos import KINDS, Losses, _books
 from mario_dist.bench.load import _processes
 from mario_dist.checkpoint import list_checkpoints
 from mario_dist.config import RunConfig
@@ -128,11 +128,12 @@ def test_books_that_do_not_balance_are_found(tmp_path: Path, probe_config: Calla
     assert wrong() == ["every_episode_once", "steps_once", "versions_grow", "checkpoints_whole"]
 
 
-def test_what_was_lost_is_that_of_all_starts(tmp_path: Path, probe_config: Callable[..., RunConfig]) -> None:
-    result = go(probe_config(), tmp_path)
-    with RunStore(f"sqlite:///{tmp_path}/mario.db") as store:
-        # The third report is that of another start.
-        for step, (actors, transitions) in enumerate([(0, 0), (2, 700), (0, 0), (1, 0), (3, 50), (3, 50)]):
-            counts = {"actor_restarts": float(actors), "replay_lost": float(transitions)}
-            store.add_metrics(result.run_id, 10_000 + step, 100.0 + step, counts)
-        assert _lost(store, result.run_id) == {"actor_restarts": 5, "lost_unrolls": 0, "replay_lost": 750}
+def test_what_was_lost_is_that_of_all_starts() -> None:
+    losses = Losses()
+    losses.add({})
+    losses.add({"agent_steps": 900.0, "actor_restarts": 2.0, "replay_lost": 700.0})
+    losses.add(
+        {"agent_steps": 900.0, "actor_restarts": 2.0, "replay_lost": 700.0}
+    )  # a start without a report
+    losses.add({"agent_steps": 1200.0, "actor_restarts": 3.0, "replay_lost": 700.0, "lost_unrolls": 4.0})
+    assert losses.total == {"actor_restarts": 5, "lost_unrolls": 4, "replay_lost": 1400}
