@@ -49,11 +49,10 @@ _DISK_BYTES = 2**28
 _JUMPS_S = (-45, 45, 3_600, 86_400)
 """Of the clock. Further back, Ray's timers (Boost's ``deadline_timer``) stand still for as long, and it
 places nothing new: a training goes on, but the next fault would be its end."""
-_SIGNS = {"actor": "actor_restarts", "shard": "replay_shard_restarts"}
-"""The count by which a run says that it saw the fault."""
+_SIGNS = {"actor": "actor_restarts", "shard": "replay_shard_restarts", "learner": "starts"}
+"""The count that says that the run saw the fault: one of its reports', or ``Hit.starts`` where it ends of it,
+maybe a report or two later."""
 _LOSSES = ("actor_restarts", "lost_unrolls", "replay_lost")
-_ENDS = ("learner",)
-"""What a run does not outlive: it ends, maybe a report or two later, and goes on by the same command."""
 _CLASSES = {
     "actor": ("RolloutActor",),
     "shard": ("ShardActor",),
@@ -321,8 +320,8 @@ def _recover(scene: Scene, hit: Hit, before: Mapping[str, float]) -> None:
             continue  # what is stored is still of the start before
         report = scene.reported()
         steps = report.get("agent_steps")
-        counted = all(report.get(name, 0.0) > value for name, value in before.items())
-        noticed = hit.starts > 0 or (counted and hit.kind not in _ENDS)
+        # After a start the reports count from 0, and no report has ``starts``.
+        noticed = hit.starts > 0 or all(report.get(name, 0.0) > value for name, value in before.items())
         complete = len(seen) < 2 or (noticed and report.get("rollout_actors", 0.0) >= _ACTORS)
         if steps is not None and steps not in seen[-1:] and complete:
             seen.append(steps)

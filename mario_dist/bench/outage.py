@@ -173,7 +173,9 @@ class Training:
 
     def has_reported(self) -> bool:
         """Whether this process has trained, and not only one before it with the same log."""
-        return b"\nsteps=" in b"\n" + self._log.read_bytes()[self._from :]
+        with self._log.open("rb") as lines:
+            lines.seek(self._from)
+            return any(line.startswith(b"steps=") for line in lines)
 
     def processes(self) -> list[psutil.Process]:
         """Itself and all that it started."""

@@ -2,6 +2,7 @@
 
 import json
 import math
+import os
 import sqlite3
 import subprocess
 from collections.abc import Callable
@@ -15,6 +16,7 @@ from support.training import go
 
 from mario_dist.bench.chaos import KINDS, Losses, _books
 from mario_dist.bench.load import _processes
+from mario_dist.bench.outage import launch
 from mario_dist.checkpoint import list_checkpoints
 from mario_dist.config import RunConfig
 from mario_dist.store import RunStore
@@ -132,8 +134,19 @@ def test_what_was_lost_is_that_of_all_starts() -> None:
     losses = Losses()
     losses.add({})
     losses.add({"agent_steps": 900.0, "actor_restarts": 2.0, "replay_lost": 700.0})
-    losses.add(
-        {"agent_steps": 900.0, "actor_restarts": 2.0, "replay_lost": 700.0}
-    )  # a start without a report
+    # A start that ended before its first report.
+    losses.add({"agent_steps": 900.0, "actor_restarts": 2.0, "replay_lost": 700.0})
     losses.add({"agent_steps": 1200.0, "actor_restarts": 3.0, "replay_lost": 700.0, "lost_unrolls": 4.0})
     assert losses.total == {"actor_restarts": 5, "lost_unrolls": 4, "replay_lost": 1400}
+
+
+def test_lines_of_an_earlier_start_are_not_reports_of_this_one(tmp_path: Path) -> None:
+    log = tmp_path / "log"
+    log.write_text("steps=2048 steps/s=309\n")
+    training = launch(["--help"], log, os.environ)
+    assert training.ended(60.0) == 0
+    assert training.said()[0] == "steps=2048 steps/s=309"
+    assert not training.has_reported()
+    with log.open("a") as lines:
+        lines.write("steps=4096 steps/s=309\n")
+    assert training.has_reported()

@@ -59,7 +59,8 @@ class StackedVecEnv(VecEnv):
     def close(self) -> None:
         self._env.close()
 
-    # What SB3 asks of Gymnasium environments, of which there are none here.
+    # What SB3 asks of Gymnasium environments, of which there are none here. The two that raise are abstract
+    # in its base class, and nothing that is measured calls them.
 
     def get_attr(self, attr_name: str, indices: object = None) -> list[Any]:
         return [None] * self.num_envs
